@@ -1,0 +1,89 @@
+//! Accounts (who owns the bytes) and interface cells (bytes in no flow).
+
+/// Key of an account: an owner on an interface.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AccountKey {
+    /// Owner number, interned by the gateway; [`crate::OWNER_FOREIGN`] is nobody's.
+    pub owner: u32,
+    /// Interface index the frames crossed.
+    pub ifindex: u32,
+}
+
+/// Cumulative counters of one owner on one interface. Per CPU: plain additions suffice.
+///
+/// Wire bytes are layer-2 bytes without the frame check sequence, headers and retransmits
+/// included; payload bytes are layer-4 payload, retransmitted payload included.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Account {
+    /// Wire bytes sent.
+    pub tx_bytes: u64,
+    /// Frames sent.
+    pub tx_frames: u64,
+    /// Layer-4 payload bytes sent.
+    pub tx_payload_bytes: u64,
+    /// Wire bytes of retransmitted frames, part of `tx_bytes`.
+    pub tx_retransmit_bytes: u64,
+    /// Retransmitted frames, part of `tx_frames`.
+    pub tx_retransmit_frames: u64,
+    /// Wire bytes received.
+    pub rx_bytes: u64,
+    /// Frames received.
+    pub rx_frames: u64,
+    /// Layer-4 payload bytes received.
+    pub rx_payload_bytes: u64,
+}
+
+/// Direction as seen from the observed interface.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Direction {
+    /// Received by the host.
+    Rx = 0,
+    /// Sent by the host.
+    Tx = 1,
+}
+
+/// A counter pair outside the flows.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cell {
+    /// Wire bytes.
+    pub bytes: u64,
+    /// Frames.
+    pub frames: u64,
+}
+
+/// Cell numbers within a direction.
+pub mod cell {
+    /// Everything the interface moved.
+    pub const TOTAL: usize = 0;
+    /// Neither IPv4 nor IPv6 (ARP, LLDP, …).
+    pub const NON_IP: usize = 1;
+    /// IP, but neither TCP nor UDP (ICMP, ESP, …).
+    pub const OTHER_L4: usize = 2;
+    /// IP fragments: only the first has ports, so none is guessed into a flow.
+    pub const FRAGMENT: usize = 3;
+    /// Truncated or malformed headers.
+    pub const UNPARSABLE: usize = 4;
+    /// The flow table was full: in no flow and in no account.
+    pub const FLOWS_FULL: usize = 5;
+    /// The account table was full: in a flow, but in no account.
+    pub const ACCOUNTS_FULL: usize = 6;
+    /// Number of cells (one spare).
+    pub const COUNT: usize = 8;
+    /// Names, by number, as they appear in metrics and reports.
+    pub const NAMES: [&str; COUNT] = [
+        "total", "non_ip", "other_l4", "fragment", "unparsable", "flows_full", "accounts_full",
+        "spare",
+    ];
+}
+
+/// Both directions of an interface's cells, indexed by [`Direction`] and [`cell`]. Per CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InterfaceCells {
+    /// `[direction][cell]`.
+    pub cells: [[Cell; cell::COUNT]; 2],
+}

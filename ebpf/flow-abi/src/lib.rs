@@ -1,0 +1,58 @@
+//! The ABI between edgemeter's TC programs and its user space: every layout, map name and
+//! cell number, in one place.
+//!
+//! The kernel side builds this crate for BPF, the gateway builds it with the `user` feature.
+//! All types are `repr(C)`, fixed width, explicitly padded; sizes and offsets are asserted at
+//! compile time in [`layout`]. A change to any of them raises [`SCHEMA`], which names the pin
+//! directory: two schemas never share a map.
+//!
+//! # Who owns a byte
+//!
+//! Every frame is added once to its interface's [`cell::TOTAL`] and once either to a flow *and*
+//! an account, or to another cell. So, per interface and direction, to the byte:
+//!
+//! ```text
+//! total = Σ flows    + non_ip + other_l4 + fragment + unparsable + flows_full
+//! total = Σ accounts + non_ip + other_l4 + fragment + unparsable + flows_full + accounts_full
+//! ```
+//!
+//! [`Account`]s carry the bill: they are keyed by *owner* (a number the gateway interns for a
+//! route, a listener's overhead, …) and only ever grow. [`FlowCounters`] carry the detail.
+#![no_std]
+
+pub mod account;
+pub mod flow;
+mod layout;
+pub mod slot;
+
+pub use account::{Account, AccountKey, Cell, Direction, InterfaceCells, cell};
+pub use flow::{Endpoint, EndpointKey, FlowCounters, FlowKey, flow_flag, side};
+pub use slot::{RANGES, Range, Slot, SocketSlot, closed};
+
+/// Version of every layout below. Part of the pin path.
+pub const SCHEMA: u32 = 1;
+
+/// The owner of frames that belong to no gateway connection.
+pub const OWNER_FOREIGN: u32 = 0;
+
+/// Names of the maps and programs in the object.
+pub mod name {
+    /// HASH [`crate::FlowKey`] → [`crate::FlowCounters`].
+    pub const FLOWS: &str = "FLOWS";
+    /// PERCPU_HASH [`crate::AccountKey`] → [`crate::Account`].
+    pub const ACCOUNTS: &str = "ACCOUNTS";
+    /// PERCPU_HASH ifindex → [`crate::InterfaceCells`].
+    pub const INTERFACES: &str = "INTERFACES";
+    /// HASH [`crate::EndpointKey`] → [`crate::Endpoint`].
+    pub const ENDPOINTS: &str = "ENDPOINTS";
+    /// Memory-mapped ARRAY of [`crate::Slot`].
+    pub const SLOTS: &str = "SLOTS";
+    /// SK_STORAGE of [`crate::SocketSlot`].
+    pub const SOCKET_SLOTS: &str = "SOCKET_SLOTS";
+    /// PERCPU_ARRAY of [`crate::Cell`] by direction: frames of an interface that has no cells.
+    pub const ORPHANS: &str = "ORPHANS";
+    /// TC program for frames an interface receives.
+    pub const INGRESS: &str = "meter_ingress";
+    /// TC program for frames an interface sends.
+    pub const EGRESS: &str = "meter_egress";
+}

@@ -1,0 +1,480 @@
+//! Count every frame once: into its flow and its owner's account, or into the cell that says why
+//! not, and into its interface's total.
+
+use aya_ebpf::{
+    bindings::bpf_sock_tuple,
+    helpers::{
+        bpf_get_socket_cookie, bpf_sk_fullsock, bpf_sk_release, bpf_skc_lookup_tcp, bpf_tcp_sock,
+        generated::bpf_ktime_get_coarse_ns,
+    },
+    programs::TcContext,
+};
+use aya_log_ebpf::debug;
+use flow_abi::{
+    Account, AccountKey, Direction, Endpoint, EndpointKey, FlowCounters, FlowKey,
+    InterfaceCells, Slot, cell, closed, flow_flag, side,
+};
+
+use crate::{
+    maps::{ACCOUNTS, ENDPOINTS, FLOWS, INTERFACES, ORPHANS, add, live_slot, socket_slot},
+    parse::{self, Parsed, TCP},
+    ranges,
+};
+
+/// `BPF_NOEXIST`: a racing creator must not be overwritten.
+const NOEXIST: u64 = 1;
+/// In read-only data, not on the stack: 512 bytes are all there is for a chain of calls.
+static ZERO: Account = Account {
+    tx_bytes: 0,
+    tx_frames: 0,
+    tx_payload_bytes: 0,
+    tx_retransmit_bytes: 0,
+    tx_retransmit_frames: 0,
+    rx_bytes: 0,
+    rx_frames: 0,
+    rx_payload_bytes: 0,
+};
+/// `BPF_F_CURRENT_NETNS`.
+const CURRENT_NETNS: u64 = u64::MAX;
+
+/// A frame (or a segmentation-offloaded run of frames) as the wire carries it.
+pub struct Wire {
+    pub bytes: u64,
+    pub frames: u64,
+    pub payload: u64,
+    /// Payload bytes per frame, the last one excepted.
+    pub segment: u64,
+    pub header_len: u64,
+    pub retransmit: u64,
+}
+
+/// `u64::div_ceil` without its panic: a reachable panic leaves the program without an exit, which
+/// the verifier refuses. Zero when the divisor is zero.
+#[inline(always)]
+pub fn ceil_div(dividend: u64, divisor: u64) -> u64 {
+    if divisor == 0 { 0 } else { (dividend + divisor - 1) / divisor }
+}
+
+#[inline(always)]
+pub fn frame(ctx: &TcContext, direction: Direction) {
+    let skb = ctx.skb.skb;
+    // SAFETY: skb is the program's context.
+    let (len, gso_size, vlan_present, ifindex) =
+        unsafe { ((*skb).len, (*skb).gso_size, (*skb).vlan_present, (*skb).ifindex) };
+    let mut parsed = Parsed::empty();
+    let has_tuple = parse::parse(ctx, direction, &mut parsed);
+
+    let mut wire = Wire {
+        bytes: len as u64,
+        frames: 1,
+        payload: 0,
+        segment: 1,
+        header_len: parsed.header_len as u64,
+        retransmit: 0,
+    };
+    if has_tuple && len > parsed.header_len {
+        let after_header = (len - parsed.header_len) as u64;
+        if gso_size != 0 {
+            // gso_segs can be 0 on virtio and tap: derive it.
+            wire.segment = gso_size as u64;
+            wire.payload = after_header;
+            wire.frames = ceil_div(after_header, wire.segment);
+            wire.bytes += (wire.frames - 1) * wire.header_len;
+        } else {
+            let end = if parsed.ip_end == 0 { len } else { parsed.ip_end };
+            let payload = if end < parsed.header_len { 0 } else { end - parsed.header_len } as u64;
+            // A length field that promises more than the frame holds is a lie: count what is here.
+            wire.payload = if payload > after_header { after_header } else { payload };
+            wire.segment = wire.payload | 1;
+        }
+    }
+    if vlan_present != 0 {
+        // An accelerated tag is not in the data but is on the wire, in every frame's header.
+        wire.bytes += 4 * wire.frames;
+        wire.header_len += 4;
+    }
+    let (bytes, frames) = (wire.bytes, wire.frames);
+
+    // The gateway makes the entry before it attaches; an object attached by hand has orphans.
+    let cells = INTERFACES.get_ptr_mut(&ifindex);
+    if !has_tuple {
+        add_cell(cells, direction, parsed.cell, bytes, frames);
+    } else {
+        match flow(&parsed.key) {
+            None => add_cell(cells, direction, cell::FLOWS_FULL as u32, bytes, frames),
+            Some(flow) => {
+                // SAFETY: a live map value.
+                let failed = unsafe { count(ctx, direction, &parsed, &mut wire, flow) };
+                if failed != 0 {
+                    debug!(ctx, "account table full on ifindex {}", ifindex);
+                    let number = cell::ACCOUNTS_FULL as u32;
+                    add_cell(cells, direction, number, wire.bytes, wire.frames);
+                }
+            }
+        }
+    }
+    // Last, so that a reader who takes the total first never sees more total than parts.
+    add_cell(cells, direction, cell::TOTAL as u32, bytes, frames);
+}
+
+#[inline(always)]
+fn add_cell(
+    cells: Option<*mut InterfaceCells>,
+    direction: Direction,
+    number: u32,
+    bytes: u64,
+    frames: u64,
+) {
+    let target = match cells {
+        // SAFETY: both indices are in range; per CPU, so a plain addition suffices.
+        Some(cells) => unsafe {
+            &raw mut (*cells).cells[direction as usize & 1][number as usize & (cell::COUNT - 1)]
+        },
+        None => {
+            // Count an orphan once, not once per cell.
+            if number != cell::TOTAL as u32 {
+                return;
+            }
+            let Some(orphans) = ORPHANS.get_ptr_mut(direction as u32) else { return };
+            orphans
+        }
+    };
+    // SAFETY: as above.
+    unsafe {
+        (*target).bytes += bytes;
+        (*target).frames += frames;
+    }
+}
+
+#[inline(always)]
+fn flow(key: &FlowKey) -> Option<*mut FlowCounters> {
+    if let Some(flow) = FLOWS.get_ptr_mut(key) {
+        return Some(flow);
+    }
+    create(key);
+    FLOWS.get_ptr_mut(key)
+}
+
+/// A function of its own: its stack frame is then not the caller's.
+#[inline(never)]
+fn create(key: &FlowKey) -> u32 {
+    let owners = endpoint(key);
+    let fresh = FlowCounters {
+        rx_bytes: 0,
+        rx_frames: 0,
+        tx_bytes: 0,
+        tx_frames: 0,
+        tx_retransmit_bytes: 0,
+        tx_retransmit_frames: 0,
+        rx_unbound_bytes: 0,
+        rx_unbound_frames: 0,
+        // SAFETY: a helper without arguments.
+        first_ns: unsafe { bpf_ktime_get_coarse_ns() },
+        last_ns: 0,
+        cookie: 0,
+        slot_generation: 0,
+        slot: 0,
+        flags: 0,
+        overhead_owner: owners.overhead_owner,
+        unclaimed_owner: owners.unclaimed_owner,
+        srtt_us: 0,
+        min_rtt_us: 0,
+    };
+    FLOWS.insert(key, &fresh, NOEXIST).is_err() as u32
+}
+
+/// Whose flow this is, by its listener or its upstream peer. Asked once per connection.
+#[inline(always)]
+fn endpoint(key: &FlowKey) -> Endpoint {
+    let mut lookup = EndpointKey { address: [0; 16], port: key.local_port, side: side::LISTENER };
+    // SAFETY: values are copied out at once.
+    unsafe {
+        if let Some(found) = ENDPOINTS.get(&lookup) {
+            return *found;
+        }
+        lookup.address = key.local;
+        if let Some(found) = ENDPOINTS.get(&lookup) {
+            return *found;
+        }
+        lookup = EndpointKey { address: key.remote, port: key.remote_port, side: side::PEER };
+        if let Some(found) = ENDPOINTS.get(&lookup) {
+            return *found;
+        }
+    }
+    Endpoint { overhead_owner: 0, unclaimed_owner: 0 }
+}
+
+/// Adds the frame to its flow, its slot and its account. Returns non-zero when an account could
+/// not be had; `wire` then holds what found no account.
+///
+/// # Safety
+/// `flow` must be a live map value.
+#[inline(always)]
+unsafe fn count(
+    ctx: &TcContext,
+    direction: Direction,
+    parsed: &Parsed,
+    wire: &mut Wire,
+    flow: *mut FlowCounters,
+) -> u32 {
+    let is_tcp = parsed.key.protocol == TCP;
+    unsafe {
+        let now = bpf_ktime_get_coarse_ns();
+        (*flow).last_ns = now;
+        let flags = (parsed.tcp_flags & 0x07) as u32;
+        if is_tcp && flags != 0 {
+            if parsed.tcp_flags & 0x12 == flow_flag::SYN as u8 {
+                // SYN without ACK: a new connection, perhaps on an old tuple and under another
+                // configuration. On a new tuple this changes nothing.
+                let owners = endpoint(&parsed.key);
+                (*flow).overhead_owner = owners.overhead_owner;
+                (*flow).unclaimed_owner = owners.unclaimed_owner;
+                (*flow).slot_generation = 0;
+                (*flow).rx_unbound_bytes = 0;
+                (*flow).rx_unbound_frames = 0;
+                (*flow).cookie = 0;
+                (*flow).flags = 0;
+            }
+            let shift = if matches!(direction, Direction::Tx) { flow_flag::TX_SHIFT } else { 0 };
+            (*flow).flags |= flags << shift;
+        }
+        match direction {
+            Direction::Rx => received(ctx, parsed, wire, flow, now),
+            Direction::Tx => sent(ctx, parsed, wire, flow, now),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn received(
+    ctx: &TcContext,
+    parsed: &Parsed,
+    wire: &Wire,
+    flow: *mut FlowCounters,
+    now: u64,
+) -> u32 {
+    unsafe {
+        add(&raw mut (*flow).rx_bytes, wire.bytes);
+        add(&raw mut (*flow).rx_frames, wire.frames);
+        let mut owner = (*flow).overhead_owner;
+        // Nobody's flow, or a frame that carries nothing (ACK, SYN, FIN): the overhead's.
+        if parsed.key.protocol == TCP && owner != 0 {
+            let mut slot = live_slot((*flow).slot, (*flow).slot_generation);
+            if slot.is_none() && wire.payload != 0 {
+                slot = bind_by_lookup(ctx, &parsed.key, flow);
+            }
+            if let Some(slot) = slot {
+                note(slot, parsed, flow_flag::FIN, closed::FIN_RX, now);
+            }
+            if wire.payload != 0 {
+                owner = (*flow).unclaimed_owner;
+                match slot {
+                    Some(slot) => {
+                        let claimed = core::ptr::read_volatile(&raw const (*slot).rx_owner);
+                        if claimed != 0 {
+                            owner = claimed;
+                            add(&raw mut (*slot).rx_owned_bytes, wire.bytes);
+                            add(&raw mut (*slot).rx_owned_frames, wire.frames);
+                        } else {
+                            add(&raw mut (*slot).rx_unclaimed_bytes, wire.bytes);
+                            add(&raw mut (*slot).rx_unclaimed_frames, wire.frames);
+                        }
+                    }
+                    None => {
+                        add(&raw mut (*flow).rx_unbound_bytes, wire.bytes);
+                        add(&raw mut (*flow).rx_unbound_frames, wire.frames);
+                    }
+                }
+            }
+        }
+        credit_rx(owner, parsed.key.ifindex, wire)
+    }
+}
+
+#[inline(always)]
+unsafe fn sent(
+    ctx: &TcContext,
+    parsed: &Parsed,
+    wire: &mut Wire,
+    flow: *mut FlowCounters,
+    now: u64,
+) -> u32 {
+    let skb = ctx.skb.skb;
+    unsafe {
+        if (*flow).cookie == 0 {
+            (*flow).cookie = bpf_get_socket_cookie(skb.cast());
+        }
+        let mut slot = None;
+        let mut offset = 0u64;
+        if parsed.key.protocol == TCP {
+            let sk = (*skb).__bindgen_anon_2.sk;
+            if !sk.is_null() {
+                if (*flow).overhead_owner != 0 {
+                    slot = live_slot((*flow).slot, (*flow).slot_generation);
+                    if slot.is_none()
+                        && let Some(given) = socket_slot(sk)
+                    {
+                        slot = bind(flow, given.slot, given.generation);
+                    }
+                }
+                // Request and time-wait sockets are not full: their frames carry no payload.
+                let full = bpf_sk_fullsock(sk);
+                if !full.is_null() {
+                    let tcp = bpf_tcp_sock(full);
+                    if !tcp.is_null() {
+                        if wire.payload != 0 && (parsed.seq.wrapping_sub((*tcp).snd_nxt) as i32) < 0 {
+                            wire.retransmit = 1;
+                        }
+                        let srtt = (*tcp).srtt_us >> 3;
+                        (*flow).srtt_us = srtt;
+                        (*flow).min_rtt_us = (*tcp).rtt_min;
+                        if let Some(slot) = slot {
+                            (*slot).srtt_us = srtt;
+                            (*slot).min_rtt_us = (*tcp).rtt_min;
+                            // bytes_acked counts the SYN of a connection the host opened.
+                            let acked =
+                                (*tcp).bytes_acked.saturating_sub((*slot).active as u64 & 1);
+                            (*slot).acked_offset = acked;
+                            let ahead = parsed.seq.wrapping_sub((*tcp).snd_una) as i32 as i64;
+                            offset = acked.wrapping_add(ahead as u64);
+                        } 
+                    } else {
+                        slot = None;
+                    }
+                } else {
+                    slot = None;
+                }
+            }
+        }
+        add(&raw mut (*flow).tx_bytes, wire.bytes);
+        add(&raw mut (*flow).tx_frames, wire.frames);
+        if wire.retransmit != 0 {
+            add(&raw mut (*flow).tx_retransmit_bytes, wire.bytes);
+            add(&raw mut (*flow).tx_retransmit_frames, wire.frames);
+        }
+        if let Some(slot) = slot {
+            note(slot, parsed, flow_flag::FIN, closed::FIN_TX, now);
+            (*slot).ifindex = parsed.key.ifindex;
+            if wire.payload != 0 {
+                return ranges::split(slot, offset, parsed.key.ifindex, wire);
+            }
+        }
+        credit_tx((*flow).overhead_owner, parsed.key.ifindex, wire)
+    }
+}
+
+/// Remembers a slot's last activity and how its connection ended, for the gateway's reuse of it.
+#[inline(always)]
+unsafe fn note(slot: *mut Slot, parsed: &Parsed, fin: u32, bit: u32, now: u64) {
+    let flags = parsed.tcp_flags as u32;
+    unsafe {
+        (*slot).last_ns = now;
+        let mut bits = 0;
+        if flags & fin != 0 {
+            bits |= bit;
+        }
+        if flags & flow_flag::RST != 0 {
+            bits |= closed::RST;
+        }
+        if bits != 0 {
+            (*slot).closed |= bits;
+        }
+    }
+}
+
+/// Ties the flow to its connection's slot, and hands the slot what was received before.
+#[inline(always)]
+unsafe fn bind(flow: *mut FlowCounters, index: u32, generation: u64) -> Option<*mut Slot> {
+    let slot = live_slot(index, generation)?;
+    unsafe {
+        (*flow).slot = index;
+        (*flow).slot_generation = generation;
+        let (bytes, frames) = ((*flow).rx_unbound_bytes, (*flow).rx_unbound_frames);
+        if (*slot).claims_unbound != 0 {
+            add(&raw mut (*slot).rx_unclaimed_bytes, bytes);
+            add(&raw mut (*slot).rx_unclaimed_frames, frames);
+        } else {
+            add(&raw mut (*slot).rx_handshake_bytes, bytes);
+            add(&raw mut (*slot).rx_handshake_frames, frames);
+        }
+        (*flow).rx_unbound_bytes = 0;
+        (*flow).rx_unbound_frames = 0;
+    }
+    Some(slot)
+}
+
+/// At ingress a frame has no socket yet: look it up, for the few frames that come between accept
+/// and the first frame sent.
+#[inline(never)]
+unsafe fn bind_by_lookup(
+    ctx: &TcContext,
+    key: &FlowKey,
+    flow: *mut FlowCounters,
+) -> Option<*mut Slot> {
+    // SAFETY: plain data; the mapped prefix tells the families apart.
+    unsafe {
+        let remote = core::mem::transmute::<[u8; 16], [u32; 4]>(key.remote);
+        let local = core::mem::transmute::<[u8; 16], [u32; 4]>(key.local);
+        let mut tuple: bpf_sock_tuple = core::mem::zeroed();
+        let size = if remote[0] == 0 && remote[1] == 0 && remote[2] == 0xffff_0000 {
+            tuple.__bindgen_anon_1.ipv4.saddr = remote[3];
+            tuple.__bindgen_anon_1.ipv4.daddr = local[3];
+            tuple.__bindgen_anon_1.ipv4.sport = key.remote_port.to_be();
+            tuple.__bindgen_anon_1.ipv4.dport = key.local_port.to_be();
+            12
+        } else {
+            tuple.__bindgen_anon_1.ipv6.saddr = remote;
+            tuple.__bindgen_anon_1.ipv6.daddr = local;
+            tuple.__bindgen_anon_1.ipv6.sport = key.remote_port.to_be();
+            tuple.__bindgen_anon_1.ipv6.dport = key.local_port.to_be();
+            36
+        };
+        let sk = bpf_skc_lookup_tcp(ctx.skb.skb.cast(), &mut tuple, size, CURRENT_NETNS, 0);
+        if sk.is_null() {
+            return None;
+        }
+        let given = socket_slot(sk.cast());
+        bpf_sk_release(sk.cast());
+        let given = given?;
+        bind(flow, given.slot, given.generation)
+    }
+}
+
+#[inline(always)]
+fn account(owner: u32, ifindex: u32) -> Option<*mut Account> {
+    let key = AccountKey { owner, ifindex };
+    if let Some(account) = ACCOUNTS.get_ptr_mut(&key) {
+        return Some(account);
+    }
+    let _ = ACCOUNTS.insert(&key, &ZERO, NOEXIST);
+    ACCOUNTS.get_ptr_mut(&key)
+}
+
+#[inline(never)]
+fn credit_rx(owner: u32, ifindex: u32, wire: &Wire) -> u32 {
+    let Some(account) = account(owner, ifindex) else { return 1 };
+    // SAFETY: per CPU, so plain additions suffice.
+    unsafe {
+        (*account).rx_bytes += wire.bytes;
+        (*account).rx_frames += wire.frames;
+        (*account).rx_payload_bytes += wire.payload;
+    }
+    0
+}
+
+/// One body, called from every range of a segment: inlining it sixteen times would not verify.
+#[inline(never)]
+pub fn credit_tx(owner: u32, ifindex: u32, wire: &Wire) -> u32 {
+    let Some(account) = account(owner, ifindex) else { return 1 };
+    // SAFETY: per CPU, so plain additions suffice.
+    unsafe {
+        (*account).tx_bytes += wire.bytes;
+        (*account).tx_frames += wire.frames;
+        (*account).tx_payload_bytes += wire.payload;
+        if wire.retransmit != 0 {
+            (*account).tx_retransmit_bytes += wire.bytes;
+            (*account).tx_retransmit_frames += wire.frames;
+        }
+    }
+    0
+}

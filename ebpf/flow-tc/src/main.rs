@@ -1,0 +1,43 @@
+//! edgemeter's TC programs.
+//!
+//! Story of a frame: [`parse`] finds its 5-tuple and header length, [`account`] computes its wire
+//! bytes and adds them to the interface's total, to a flow and to the account of whoever owns
+//! them ([`ranges`] for sent TCP payload), or to a cell that says why not.
+//!
+//! Observers never change a packet's fate: both programs return `TC_ACT_UNSPEC` on every path, so
+//! the next program in the chain, or the stack, decides.
+#![no_std]
+#![no_main]
+#![feature(core_intrinsics)]
+#![allow(internal_features)]
+
+mod account;
+mod maps;
+mod parse;
+mod ranges;
+
+use aya_ebpf::{bindings::TC_ACT_UNSPEC, macros::classifier, programs::TcContext};
+use flow_abi::Direction;
+
+#[classifier]
+pub fn meter_ingress(ctx: TcContext) -> i32 {
+    account::frame(&ctx, Direction::Rx);
+    TC_ACT_UNSPEC
+}
+
+#[classifier]
+pub fn meter_egress(ctx: TcContext) -> i32 {
+    account::frame(&ctx, Direction::Tx);
+    TC_ACT_UNSPEC
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    // The verifier proves that nothing reaches this.
+    loop {}
+}
+
+// Socket lookup, bpf_tcp_sock and socket storage are for GPL-compatible programs only.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,303 @@
+//! The configuration file: read once, checked whole, then carried as types that need no re-checking.
+//!
+//! Text becomes a [`Config`] in three phases, each reporting everything it can see before the next
+//! one starts: TOML syntax, shape (`raw`: fields and their types), meaning (`check`: names,
+//! addresses, references, conflicts). Afterwards a name is an index, an address is a `SocketAddr`
+//! and a price is an integer; nothing downstream parses a string again.
+//!
+//! Every complaint is a [`Problem`]: `file:line:column: field: what is wrong; fix: what to write`.
+//!
+//! Deliberately absent: environment variables and includes. What runs is what the file says.
+
+mod check;
+mod fields;
+mod listing;
+mod name;
+mod pattern;
+mod problem;
+mod raw;
+mod shape;
+#[cfg(test)]
+mod tests;
+mod traffic;
+
+use std::net::SocketAddr;
+use std::num::{NonZeroU16, NonZeroUsize};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http::Method;
+
+use crate::money::{Currency, Rate};
+
+pub use self::name::Name;
+pub use self::pattern::{HostPattern, PathPattern, TenantRule};
+pub use self::problem::{ConfigError, Problem};
+
+/// A whole, valid configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Process-wide settings.
+    pub gateway: Gateway,
+    /// The admin endpoint.
+    pub admin: Admin,
+    /// The kernel observer; `None` when absent from the file or disabled there.
+    pub observe: Option<Observe>,
+    /// The access log; `None` when absent.
+    pub access_log: Option<AccessLog>,
+    /// At least one; a [`ListenerIndex`] points here.
+    pub listeners: Vec<Listener>,
+    /// An [`UpstreamIndex`] points here.
+    pub upstreams: Vec<Upstream>,
+    /// At least one; a [`RouteIndex`] points here.
+    pub routes: Vec<Route>,
+    /// What bytes cost; `None` when absent: bytes are counted but not priced.
+    pub prices: Option<Prices>,
+}
+
+impl Config {
+    /// Reads and checks the file. Relative paths inside it are relative to its folder.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self, ConfigError> {
+        let path = path.as_ref();
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::parse(&text, path)
+    }
+
+    /// Checks a text as if it had been read from `file_name`. Certificate files are looked at.
+    pub fn parse(text: &str, file_name: impl AsRef<Path>) -> Result<Self, ConfigError> {
+        let file_name = file_name.as_ref();
+        let source = problem::Source::new(file_name, text);
+        let raw = shape::read(&source)?;
+        let base = file_name.parent().unwrap_or(Path::new(""));
+        check::check(&source, base, &raw)
+    }
+
+    /// A short summary for people, one line per thing configured.
+    pub fn listing(&self) -> String {
+        listing::Listing(self).to_string()
+    }
+}
+
+/// Position in [`Config::listeners`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ListenerIndex(pub usize);
+
+/// Position in [`Config::upstreams`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UpstreamIndex(pub usize);
+
+/// Position in [`Config::routes`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RouteIndex(pub usize);
+
+/// Process-wide settings.
+#[derive(Clone, Debug)]
+pub struct Gateway {
+    /// Folder of the ledger and the owner numbers.
+    pub state_dir: PathBuf,
+    /// Worker threads.
+    pub threads: NonZeroUsize,
+    /// How long requests may finish after SIGTERM.
+    pub grace: Duration,
+}
+
+/// The admin endpoint.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    /// Where health, readiness and metrics are served.
+    pub listen: SocketAddr,
+}
+
+/// The kernel observer.
+#[derive(Clone, Debug)]
+pub struct Observe {
+    /// Network interfaces to attach to; not empty, no duplicates.
+    pub interfaces: Vec<String>,
+    /// How programs are attached.
+    pub attach: Attach,
+    /// Where maps are pinned; an absolute path.
+    pub bpffs: PathBuf,
+    /// Slots of the flow map.
+    pub flows_max: u32,
+    /// Slots of the connection map.
+    pub connections_max: u32,
+    /// Slots of the account map.
+    pub accounts_max: u32,
+    /// Time between two readings of the maps.
+    pub collect_interval: Duration,
+    /// Refuse to start when the programs cannot be loaded, instead of running degraded.
+    pub required: bool,
+    /// What the programs themselves log.
+    pub kernel_log: KernelLog,
+}
+
+/// How programs are attached to an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attach {
+    /// tcx where the kernel has it, else clsact.
+    Auto,
+    /// tcx links (Linux 6.6 and newer).
+    Tcx,
+    /// A clsact qdisc with filters.
+    Clsact,
+}
+
+/// Severity from which the kernel side logs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum KernelLog {
+    /// Nothing.
+    Off,
+    /// Errors.
+    Error,
+    /// Warnings and worse.
+    Warn,
+    /// Information and worse.
+    Info,
+    /// Everything.
+    Debug,
+}
+
+/// The access log.
+#[derive(Clone, Debug)]
+pub struct AccessLog {
+    /// Where lines go.
+    pub target: AccessLogTarget,
+    /// Lines that may wait to be written; more are dropped and counted.
+    pub queue: usize,
+    /// How long a line may wait for its last bytes to leave the kernel.
+    pub settle: Duration,
+}
+
+/// Where access log lines go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AccessLogTarget {
+    /// `path = "-"`.
+    StandardOutput,
+    /// Appended to this file.
+    File(PathBuf),
+}
+
+/// One address the gateway accepts clients on.
+#[derive(Clone, Debug)]
+pub struct Listener {
+    /// Unique among listeners.
+    pub name: Name,
+    /// Port 0 lets the kernel choose.
+    pub address: SocketAddr,
+    /// h2c on a plain listener, ALPN h2 on a TLS one.
+    pub http2: bool,
+    /// Absent on a plain listener.
+    pub tls: Option<Tls>,
+}
+
+/// Files that were readable PEM when the configuration was checked.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// Certificate chain.
+    pub certificate: PathBuf,
+    /// Private key.
+    pub key: PathBuf,
+}
+
+/// A group of interchangeable servers.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    /// Unique among upstreams.
+    pub name: Name,
+    /// Not empty, no address twice.
+    pub peers: Vec<Peer>,
+    /// Speak HTTP/2 to the peers.
+    pub http2: bool,
+    /// For a TCP connection to be established.
+    pub connect_timeout: Duration,
+    /// Between two reads.
+    pub read_timeout: Duration,
+    /// For one write.
+    pub write_timeout: Duration,
+    /// For how long an unused pooled connection is kept.
+    pub idle_timeout: Duration,
+    /// Further attempts after a failure to connect.
+    pub retries: usize,
+}
+
+/// One server of an upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Where to connect.
+    pub address: SocketAddr,
+    /// Share of the traffic, relative to the other peers.
+    pub weight: NonZeroU16,
+}
+
+/// Which requests go to which upstream, and on whose account.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// Unique among routes.
+    pub name: Name,
+    /// Whose traffic this is; the upstream's name unless given.
+    pub service: Name,
+    /// On whose account.
+    pub tenant: TenantRule,
+    /// Where the route is served; never empty.
+    pub listeners: Vec<ListenerIndex>,
+    /// Empty: any host.
+    pub hosts: Vec<HostPattern>,
+    /// Which paths match.
+    pub path: PathPattern,
+    /// Empty: any method.
+    pub methods: Vec<Method>,
+    /// Where requests go.
+    pub upstream: UpstreamIndex,
+}
+
+/// What bytes cost.
+#[derive(Clone, Debug)]
+pub struct Prices {
+    /// Of every rate.
+    pub currency: Currency,
+    /// At most one for each leg and direction.
+    pub rates: Vec<Price>,
+}
+
+impl Prices {
+    /// The rate for bytes on this leg in this direction, if they cost anything.
+    pub fn find(&self, leg: Leg, direction: Direction) -> Option<&Price> {
+        self.rates
+            .iter()
+            .find(|price| price.leg == leg && price.direction == direction)
+    }
+}
+
+/// A rate and the bytes it applies to.
+#[derive(Clone, Debug)]
+pub struct Price {
+    /// Unique among rates.
+    pub id: Name,
+    /// Which side of the gateway.
+    pub leg: Leg,
+    /// Which way.
+    pub direction: Direction,
+    /// How much.
+    pub rate: Rate,
+}
+
+/// A side of the gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Leg {
+    /// Between clients and the gateway.
+    Client,
+    /// Between the gateway and its upstreams.
+    Upstream,
+}
+
+/// Seen from the gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// Leaving the gateway.
+    Tx,
+    /// Arriving at the gateway.
+    Rx,
+}

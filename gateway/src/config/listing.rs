@@ -1,0 +1,139 @@
+//! The summary `edgemeter check` prints.
+
+use std::fmt;
+
+use super::{AccessLogTarget, Config, Direction, Leg, Upstream};
+
+pub(super) struct Listing<'c>(pub(super) &'c Config);
+
+impl fmt::Display for Listing<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.process(f)?;
+        self.traffic(f)?;
+        self.prices(f)
+    }
+}
+
+impl Listing<'_> {
+    fn process(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Config {
+            gateway,
+            admin,
+            observe,
+            access_log,
+            ..
+        } = self.0;
+        writeln!(
+            f,
+            "gateway     state {}, {} threads, grace {:?}",
+            gateway.state_dir.display(),
+            gateway.threads,
+            gateway.grace
+        )?;
+        writeln!(f, "admin       {}", admin.listen)?;
+        match observe {
+            Some(observe) => writeln!(
+                f,
+                "observe     {} ({:?}, every {:?}{})",
+                observe.interfaces.join(" "),
+                observe.attach,
+                observe.collect_interval,
+                if observe.required { ", required" } else { "" }
+            )?,
+            None => writeln!(f, "observe     off")?,
+        }
+        match access_log.as_ref().map(|log| &log.target) {
+            Some(AccessLogTarget::File(path)) => writeln!(f, "access log  {}", path.display()),
+            Some(AccessLogTarget::StandardOutput) => writeln!(f, "access log  standard output"),
+            None => writeln!(f, "access log  off"),
+        }
+    }
+
+    fn traffic(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let config = self.0;
+        for listener in &config.listeners {
+            let protocol = match (&listener.tls, listener.http2) {
+                (None, true) => "http/1.1 h2c",
+                (None, false) => "http/1.1",
+                (Some(_), true) => "tls http/1.1 h2",
+                (Some(_), false) => "tls http/1.1",
+            };
+            writeln!(
+                f,
+                "listener    {} {} {protocol}",
+                listener.name, listener.address
+            )?;
+        }
+        for upstream in &config.upstreams {
+            writeln!(
+                f,
+                "upstream    {} {} -> {}",
+                upstream.name,
+                if upstream.http2 { "h2" } else { "http/1.1" },
+                peers(upstream)
+            )?;
+        }
+        for route in &config.routes {
+            let listeners = route
+                .listeners
+                .iter()
+                .map(|index| &config.listeners[index.0].name);
+            writeln!(
+                f,
+                "route       {} on {}: {} {}{} -> {} (service {}, tenant {})",
+                route.name,
+                joined(listeners, ","),
+                if route.methods.is_empty() {
+                    "*".to_owned()
+                } else {
+                    joined(&route.methods, ",")
+                },
+                if route.hosts.is_empty() {
+                    "*".to_owned()
+                } else {
+                    joined(&route.hosts, ",")
+                },
+                route.path,
+                config.upstreams[route.upstream.0].name,
+                route.service,
+                route.tenant
+            )?;
+        }
+        Ok(())
+    }
+
+    fn prices(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(prices) = &self.0.prices else {
+            return writeln!(f, "prices      none: bytes are counted, not priced");
+        };
+        for price in &prices.rates {
+            let leg = match price.leg {
+                Leg::Client => "client",
+                Leg::Upstream => "upstream",
+            };
+            let direction = match price.direction {
+                Direction::Tx => "tx",
+                Direction::Rx => "rx",
+            };
+            writeln!(
+                f,
+                "price       {} {leg} {direction}: {} {} per {} bytes",
+                price.id, price.rate.price, prices.currency, price.rate.unit_bytes
+            )?;
+        }
+        Ok(())
+    }
+}
+
+fn peers(upstream: &Upstream) -> String {
+    let peers = upstream.peers.iter().map(|peer| match peer.weight.get() {
+        1 => peer.address.to_string(),
+        weight => format!("{} x{weight}", peer.address),
+    });
+    joined(peers, ", ")
+}
+
+fn joined<T: fmt::Display>(items: impl IntoIterator<Item = T>, separator: &str) -> String {
+    let items: Vec<String> = items.into_iter().map(|item| item.to_string()).collect();
+    items.join(separator)
+}

@@ -1,0 +1,207 @@
+//! What a route compares a request with, in the normal form the router looks up.
+
+use std::fmt;
+use std::net::Ipv6Addr;
+
+use http::HeaderName;
+
+use super::Name;
+
+/// A host a route is for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum HostPattern {
+    /// Lower-case name or IPv4 address, without port or trailing dot.
+    Exact(Box<str>),
+    /// An IPv6 literal: compared as an address, so that every spelling of it matches.
+    Ipv6(Ipv6Addr),
+    /// Lower-case suffix with its leading dot: `.shop.example` stands for `*.shop.example` and
+    /// matches any number of labels before it, but not none.
+    Wildcard(Box<str>),
+}
+
+/// A text that is no host pattern: what is wrong and what to write instead.
+pub(super) type Refused = (&'static str, String);
+
+impl HostPattern {
+    const LENGTH_MAX: usize = 253;
+
+    pub(super) fn parse(text: &str) -> Result<Self, Refused> {
+        let lower = text.to_ascii_lowercase();
+        let bare = lower
+            .strip_prefix('[')
+            .and_then(|rest| rest.strip_suffix(']'));
+        if let Ok(address) = bare.unwrap_or(&lower).parse() {
+            return Ok(Self::Ipv6(address));
+        }
+        if lower == "*" {
+            return Err((
+                "a lone `*` is not a host",
+                "leave `hosts` out to match any host".into(),
+            ));
+        }
+        if let Some((name, port)) = lower.rsplit_once(':')
+            && (name.ends_with(']') || !name.contains(':'))
+            && port.bytes().all(|byte| byte.is_ascii_digit())
+        {
+            return Err((
+                "has a port, and hosts are compared without it",
+                format!("write \"{name}\""),
+            ));
+        }
+        if let Some(name) = lower.strip_suffix('.') {
+            return Err(("ends in a dot", format!("write \"{name}\"")));
+        }
+        let name = lower.strip_prefix("*.").unwrap_or(&lower);
+        if name.contains('*') {
+            return Err((
+                "has a `*` elsewhere than in front",
+                "write \"*.shop.example\"".into(),
+            ));
+        }
+        let label = |label: &str| {
+            (1..=63).contains(&label.len())
+                && label
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+        };
+        if lower.len() > Self::LENGTH_MAX || !name.split('.').all(label) {
+            return Err((
+                "is not a host name",
+                "write a name such as \"shop.example\", \"*.shop.example\" or \"[::1]\"".into(),
+            ));
+        }
+        Ok(if name.len() < lower.len() {
+            Self::Wildcard(lower[1..].into())
+        } else {
+            Self::Exact(lower.into())
+        })
+    }
+}
+
+impl fmt::Display for HostPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(name) => f.write_str(name),
+            Self::Ipv6(address) => write!(f, "[{address}]"),
+            Self::Wildcard(suffix) => write!(f, "*{suffix}"),
+        }
+    }
+}
+
+/// The paths a route is for. Compared with the raw path: no decoding, no query.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum PathPattern {
+    /// This path only.
+    Exact(Box<str>),
+    /// This path and everything below it. Without trailing slashes, so the empty text is
+    /// everything.
+    Prefix(Box<str>),
+}
+
+impl PathPattern {
+    pub(super) fn exact(text: &str) -> Result<Self, Refused> {
+        raw_path(text)?;
+        Ok(Self::Exact(text.into()))
+    }
+
+    pub(super) fn prefix(text: &str) -> Result<Self, Refused> {
+        raw_path(text)?;
+        Ok(Self::Prefix(text.trim_end_matches('/').into()))
+    }
+}
+
+impl fmt::Display for PathPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(path) => f.write_str(path),
+            Self::Prefix(prefix) => write!(f, "{prefix}/*"),
+        }
+    }
+}
+
+/// Refuses what a request's raw path can never contain.
+fn raw_path(text: &str) -> Result<(), Refused> {
+    if !text.starts_with('/') {
+        return Err(("does not start with `/`", format!("write \"/{text}\"")));
+    }
+    if let Some(at) = text.find(['?', '#']) {
+        return Err((
+            "contains a query or fragment, and only paths are compared",
+            format!("write \"{}\"", &text[..at]),
+        ));
+    }
+    if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err((
+            "contains bytes that arrive percent-encoded",
+            "write them as in the request line, such as `%20` for a space".into(),
+        ));
+    }
+    Ok(())
+}
+
+/// On whose account a request is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TenantRule {
+    /// Always this tenant.
+    Fixed(Name),
+    /// The tenant named in a request header.
+    Header {
+        /// Which header.
+        header: HeaderName,
+        /// When the header is missing or holds no valid [`Name`].
+        default: Name,
+    },
+}
+
+impl fmt::Display for TenantRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fixed(name) => name.fmt(f),
+            Self::Header { header, default } => write!(f, "header {header} or {default}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{HostPattern, PathPattern};
+
+    #[test]
+    fn hosts_reach_their_normal_form() {
+        for (text, normal) in [
+            ("Shop.Example", "shop.example"),
+            ("*.Shop.example", "*.shop.example"),
+            ("10.0.0.1", "10.0.0.1"),
+            ("[0:0::1]", "[::1]"),
+            ("::1", "[::1]"),
+        ] {
+            assert_eq!(HostPattern::parse(text).unwrap().to_string(), normal);
+        }
+    }
+
+    #[test]
+    fn other_hosts_are_refused() {
+        for (text, fix) in [
+            ("shop.example:80", "write \"shop.example\""),
+            ("[::1]:80", "write \"[::1]\""),
+            ("shop.example.", "write \"shop.example\""),
+            ("a.*.example", "write \"*.shop.example\""),
+            ("*", "leave `hosts` out to match any host"),
+        ] {
+            assert_eq!(HostPattern::parse(text).unwrap_err().1, fix, "{text}");
+        }
+        for text in ["", ".a", "a..b", "a b", "é.example", "[::1", "*.", "a/b"] {
+            assert!(HostPattern::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn prefixes_lose_trailing_slashes_and_exact_paths_keep_them() {
+        assert_eq!(PathPattern::prefix("/").unwrap().to_string(), "/*");
+        assert_eq!(PathPattern::prefix("/a/").unwrap().to_string(), "/a/*");
+        assert_eq!(PathPattern::exact("/a/").unwrap().to_string(), "/a/");
+        for text in ["", "a", "/a?b", "/a#b", "/a b", "/é"] {
+            assert!(PathPattern::prefix(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! The file as written: which fields exist and their TOML types, nothing more.
+//!
+//! A value is `Spanned` where `check` may still complain about it. Missing required fields, unknown
+//! fields and wrong types are serde's to find; `shape` turns its messages into problems.
+
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::value::{MapAccessDeserializer, StrDeserializer};
+use serde::de::{Deserializer, MapAccess, Visitor};
+use toml::Spanned;
+
+pub(super) type Text = Spanned<String>;
+pub(super) type Number = Spanned<i64>;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawConfig {
+    #[serde(default)]
+    pub(super) gateway: RawGateway,
+    #[serde(default)]
+    pub(super) admin: RawAdmin,
+    pub(super) observe: Option<Spanned<RawObserve>>,
+    pub(super) access_log: Option<RawAccessLog>,
+    #[serde(default)]
+    pub(super) listeners: Vec<RawListener>,
+    #[serde(default)]
+    pub(super) upstreams: Vec<RawUpstream>,
+    #[serde(default)]
+    pub(super) routes: Vec<Spanned<RawRoute>>,
+    pub(super) prices: Option<RawPrices>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawGateway {
+    pub(super) state_dir: Option<Text>,
+    pub(super) threads: Option<Number>,
+    pub(super) grace_seconds: Option<Number>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawAdmin {
+    pub(super) listen: Option<Text>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawObserve {
+    pub(super) enabled: Option<bool>,
+    pub(super) interfaces: Option<Spanned<Vec<Text>>>,
+    pub(super) attach: Option<Text>,
+    pub(super) bpffs: Option<Text>,
+    pub(super) flows_max: Option<Number>,
+    pub(super) connections_max: Option<Number>,
+    pub(super) accounts_max: Option<Number>,
+    pub(super) collect_interval_ms: Option<Number>,
+    pub(super) required: Option<bool>,
+    pub(super) kernel_log: Option<Text>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawAccessLog {
+    pub(super) path: Text,
+    pub(super) queue: Option<Number>,
+    pub(super) settle_ms: Option<Number>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawListener {
+    pub(super) name: Text,
+    pub(super) address: Text,
+    pub(super) http2: Option<bool>,
+    pub(super) tls: Option<RawTls>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawTls {
+    pub(super) certificate: Text,
+    pub(super) key: Text,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawUpstream {
+    pub(super) name: Text,
+    pub(super) peers: Spanned<Vec<Spanned<RawPeer>>>,
+    pub(super) http2: Option<bool>,
+    pub(super) connect_timeout_ms: Option<Number>,
+    pub(super) read_timeout_ms: Option<Number>,
+    pub(super) write_timeout_ms: Option<Number>,
+    pub(super) idle_timeout_ms: Option<Number>,
+    pub(super) retries: Option<Number>,
+}
+
+/// `"address"` or `{ address = "…", weight = … }`.
+pub(super) enum RawPeer {
+    Address(String),
+    Weighted(RawWeightedPeer),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawWeightedPeer {
+    pub(super) address: Text,
+    pub(super) weight: Option<Number>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawRoute {
+    pub(super) name: Text,
+    pub(super) service: Option<Text>,
+    pub(super) tenant: Option<Spanned<RawTenant>>,
+    pub(super) listeners: Option<Spanned<Vec<Text>>>,
+    pub(super) hosts: Option<Spanned<Vec<Text>>>,
+    pub(super) path: Option<Spanned<RawPath>>,
+    pub(super) methods: Option<Spanned<Vec<Text>>>,
+    pub(super) upstream: Text,
+}
+
+/// `"name"` or `{ header = "…", default = "…" }`.
+pub(super) enum RawTenant {
+    Fixed(String),
+    Header(RawTenantHeader),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawTenantHeader {
+    pub(super) header: Text,
+    pub(super) default: Option<Text>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawPath {
+    pub(super) exact: Option<Text>,
+    pub(super) prefix: Option<Text>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawPrices {
+    pub(super) currency: Text,
+    #[serde(default)]
+    pub(super) rates: Vec<Spanned<RawRate>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawRate {
+    pub(super) id: Text,
+    pub(super) leg: Text,
+    pub(super) direction: Text,
+    pub(super) price: Text,
+    pub(super) unit_bytes: Number,
+}
+
+impl<'de> Deserialize<'de> for RawPeer {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(TextOrTable {
+            expected: "an address or a table with `address` and `weight`",
+            text: |text| Self::Address(text),
+            table: |table| Self::Weighted(table),
+            table_type: std::marker::PhantomData,
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for RawTenant {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(TextOrTable {
+            expected: "a name or a table with `header` and `default`",
+            text: |text| Self::Fixed(text),
+            table: |table| Self::Header(table),
+            table_type: std::marker::PhantomData,
+        })
+    }
+}
+
+/// What `#[serde(untagged)]` would do, but keeping the precise error inside the table.
+struct TextOrTable<F, G, T> {
+    expected: &'static str,
+    text: F,
+    table: G,
+    table_type: std::marker::PhantomData<T>,
+}
+
+impl<'de, V, T, F, G> Visitor<'de> for TextOrTable<F, G, T>
+where
+    T: Deserialize<'de>,
+    F: FnOnce(String) -> V,
+    G: FnOnce(T) -> V,
+{
+    type Value = V;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.expected)
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<V, E> {
+        String::deserialize(StrDeserializer::new(text)).map(self.text)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<V, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(map)).map(self.table)
+    }
+}

@@ -1,0 +1,284 @@
+//! The kernel side of the gateway: load the TC programs, keep their maps and links across
+//! restarts, read their counters.
+//!
+//! Programs and maps outlive this process on purpose: they are pinned under
+//! `<bpffs>/v<schema>/`, so that a crash, a restart or an upgrade loses no byte.
+
+mod attach;
+mod batch;
+mod maps;
+mod object;
+mod pins;
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{HashMap as AyaHashMap, Map, MapData},
+    programs::SchedClassifier,
+};
+use flow_abi::{Endpoint, EndpointKey, name, side};
+
+pub use attach::{AttachMode, AttachedLink};
+pub use maps::{Maps, Reading, unaccounted};
+pub use object::OBJECT_VARIABLE;
+pub use pins::PinDirectory;
+
+/// What the kernel side needs to know.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Interfaces to observe, in the current network namespace.
+    pub interfaces: Vec<String>,
+    /// How to attach.
+    pub attach: AttachMode,
+    /// Directory on a bpffs; the schema version is appended. None keeps nothing after exit.
+    pub bpffs: Option<PathBuf>,
+    /// Flow table entries.
+    pub flows_max: u32,
+    /// Slots: connections whose sent bytes can be split by request.
+    pub connections_max: u32,
+    /// Account table entries: owners times interfaces.
+    pub accounts_max: u32,
+    /// Kernel log level, aya's numbering (0 off … 5 trace).
+    pub log_level: u8,
+}
+
+/// Why the kernel side cannot work; the gateway then runs degraded and says so.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// The object could not be read.
+    #[error("cannot read the BPF object named by {OBJECT_VARIABLE}: {0}")]
+    Object(std::io::Error),
+    /// The pin directory cannot be used.
+    #[error("{0}")]
+    Pins(#[from] pins::PinError),
+    /// The kernel refused the object.
+    #[error("cannot load the BPF programs: {0}; they need CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (or root) and Linux 5.15 or newer with BTF")]
+    Load(String),
+    /// An interface could not be observed.
+    #[error("cannot observe interface {interface}: {reason}")]
+    Attach {
+        /// Its name.
+        interface: String,
+        /// The kernel's or aya's words.
+        reason: String,
+    },
+    /// A map operation failed.
+    #[error("BPF map {map}: {reason}")]
+    Map {
+        /// Its name.
+        map: &'static str,
+        /// The kernel's or aya's words.
+        reason: String,
+    },
+}
+
+/// The loaded, attached kernel side.
+pub struct Kernel {
+    /// Counters.
+    pub maps: Maps,
+    /// The slots' map, to be memory-mapped.
+    pub slots: OwnedFd,
+    /// The per-socket storage's map.
+    pub socket_slots: OwnedFd,
+    /// Number of slots really there (a pinned map keeps its size).
+    pub slots_len: u32,
+    /// Interfaces and how each direction is attached.
+    pub links: Vec<AttachedLink>,
+    /// Names the maps' lifetime: boot id and map id. Counters restart exactly when it changes.
+    pub epoch: String,
+    /// Things an operator should know (a pinned map whose size differs from the configuration).
+    pub notices: Vec<String>,
+    // Holds the programs, and the links where nothing is pinned.
+    _ebpf: Ebpf,
+    /// Prints the programs' own log lines while it lives.
+    pub log: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
+}
+
+impl Kernel {
+    /// Loads the programs over the pinned maps (making them at first) and puts them on the
+    /// interfaces, in place of an earlier process's programs and without a gap.
+    ///
+    /// # Errors
+    /// See [`KernelError`]; nothing is left attached that was not before.
+    pub fn start(options: &Options) -> Result<Self, KernelError> {
+        let object = object::bytes().map_err(KernelError::Object)?;
+        let pins = options.bpffs.as_ref().map(PinDirectory::open).transpose()?;
+        let mut notices = Vec::new();
+        if let Some(pins) = &pins {
+            notices = pins.check(options)?;
+        }
+        let mut ebpf = load(&object, options, pins.as_ref())?;
+        let log = (options.log_level > 0)
+            .then(|| aya_log::EbpfLogger::init(&mut ebpf))
+            .transpose()
+            .map_err(|error| KernelError::Load(error.to_string()))?;
+        for program in [name::INGRESS, name::EGRESS] {
+            program_mut(&mut ebpf, program)?
+                .load()
+                .map_err(|error| KernelError::Load(format!("{program}: {}", chain(&error))))?;
+        }
+        let maps = Maps::new(
+            take(&mut ebpf, name::FLOWS)?,
+            take(&mut ebpf, name::ACCOUNTS)?,
+            take(&mut ebpf, name::INTERFACES)?,
+            take(&mut ebpf, name::ORPHANS)?,
+            take(&mut ebpf, name::ENDPOINTS)?,
+        )
+        .map_err(|error| map_error("possible CPUs", error))?;
+        let slots = take(&mut ebpf, name::SLOTS)?;
+        let slots_len =
+            slots.info().map_err(|error| map_error(name::SLOTS, error))?.max_entries();
+        let socket_slots = take(&mut ebpf, name::SOCKET_SLOTS)?;
+        let accounts_id = maps
+            .accounts
+            .info()
+            .map_err(|error| map_error(name::ACCOUNTS, error))?
+            .id();
+        let mut kernel = Self {
+            maps,
+            slots: own(&slots, name::SLOTS)?,
+            socket_slots: own(&socket_slots, name::SOCKET_SLOTS)?,
+            slots_len,
+            links: Vec::new(),
+            epoch: format!("{}:{accounts_id}", boot_id()),
+            notices,
+            _ebpf: ebpf,
+            log,
+        };
+        for interface in &options.interfaces {
+            // The cells first: the programs do not make them.
+            kernel.maps.make_cells(attach::ifindex(interface)?)?;
+            let links =
+                attach::attach(&mut kernel._ebpf, interface, options.attach, pins.as_ref())?;
+            kernel.links.extend(links);
+        }
+        Ok(kernel)
+    }
+
+    /// Makes the flows at a listener (`side::LISTENER`) or an upstream peer (`side::PEER`) the
+    /// gateway's.
+    ///
+    /// # Errors
+    /// The endpoint table is full.
+    pub fn set_endpoint(
+        &mut self,
+        address: SocketAddr,
+        side: u16,
+        endpoint: Endpoint,
+    ) -> Result<(), KernelError> {
+        let key = EndpointKey {
+            address: match address.ip() {
+                // Any local address: the programs ask for all zero first.
+                ip if ip.is_unspecified() && side == side::LISTENER => [0; 16],
+                IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
+                IpAddr::V6(ip) => ip.octets(),
+            },
+            port: address.port(),
+            side,
+        };
+        let data = MapData::from_id(
+            self.maps.endpoints.info().map_err(|e| map_error(name::ENDPOINTS, e))?.id(),
+        )
+        .map_err(|error| map_error(name::ENDPOINTS, error))?;
+        let mut map: AyaHashMap<_, EndpointKey, Endpoint> = Map::HashMap(data)
+            .try_into()
+            .map_err(|error| map_error(name::ENDPOINTS, error))?;
+        map.insert(key, endpoint, 0).map_err(|error| map_error(name::ENDPOINTS, error))
+    }
+}
+
+/// Loads the programs without attaching anything: for tests through `BPF_PROG_TEST_RUN`.
+///
+/// # Errors
+/// See [`KernelError`].
+pub fn load_for_test(options: &Options) -> Result<(Ebpf, Maps), KernelError> {
+    let object = object::bytes().map_err(KernelError::Object)?;
+    let mut ebpf = load(&object, options, None)?;
+    for program in [name::INGRESS, name::EGRESS] {
+        program_mut(&mut ebpf, program)?
+            .load()
+            .map_err(|error| KernelError::Load(format!("{program}: {}", chain(&error))))?;
+    }
+    let maps = Maps::new(
+        take(&mut ebpf, name::FLOWS)?,
+        take(&mut ebpf, name::ACCOUNTS)?,
+        take(&mut ebpf, name::INTERFACES)?,
+        take(&mut ebpf, name::ORPHANS)?,
+        take(&mut ebpf, name::ENDPOINTS)?,
+    )
+    .map_err(|error| map_error("possible CPUs", error))?;
+    Ok((ebpf, maps))
+}
+
+fn load(
+    object: &[u8],
+    options: &Options,
+    pins: Option<&PinDirectory>,
+) -> Result<Ebpf, KernelError> {
+    let mut loader = EbpfLoader::new();
+    loader
+        .map_max_entries(name::FLOWS, options.flows_max)
+        .map_max_entries(name::ACCOUNTS, options.accounts_max)
+        .map_max_entries(name::SLOTS, options.connections_max)
+        .override_global(aya_log::LEVEL, &options.log_level, false);
+    if let Some(pins) = pins {
+        for map in pins::PINNED {
+            loader.map_pin_path(map, pins.map(map));
+        }
+    }
+    loader.load(object).map_err(|error| KernelError::Load(chain(&error)))
+}
+
+fn program_mut<'a>(
+    ebpf: &'a mut Ebpf,
+    program: &'static str,
+) -> Result<&'a mut SchedClassifier, KernelError> {
+    ebpf.program_mut(program)
+        .ok_or_else(|| KernelError::Load(format!("the object has no program {program}")))?
+        .try_into()
+        .map_err(|error| KernelError::Load(format!("{program}: {error}")))
+}
+
+fn take(ebpf: &mut Ebpf, map: &'static str) -> Result<MapData, KernelError> {
+    let found = ebpf.take_map(map).ok_or_else(|| map_error(map, "not in the object"))?;
+    match found {
+        Map::HashMap(data)
+        | Map::PerCpuHashMap(data)
+        | Map::Array(data)
+        | Map::PerCpuArray(data)
+        | Map::SkStorage(data) => Ok(data),
+        other => Err(map_error(map, format!("has an unexpected type: {other:?}"))),
+    }
+}
+
+fn own(data: &MapData, map: &'static str) -> Result<OwnedFd, KernelError> {
+    data.fd().as_fd().try_clone_to_owned().map_err(|error| map_error(map, error))
+}
+
+fn map_error(map: &'static str, reason: impl ToString) -> KernelError {
+    KernelError::Map { map, reason: reason.to_string() }
+}
+
+/// An error with its causes: aya keeps the kernel's own words in the source.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map_or_else(|_| "unknown".into(), |id| id.trim().to_owned())
+}

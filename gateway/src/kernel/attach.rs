@@ -1,0 +1,195 @@
+//! Programs onto interfaces: TCX links, pinned, replaced in place; clsact filters where the
+//! kernel has no TCX.
+
+use std::{ffi::CString, io, path::Path};
+
+use aya::{
+    Ebpf,
+    programs::{
+        LinkOrder, SchedClassifier, TcAttachType,
+        links::{FdLink, PinnedLink},
+        tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
+    },
+};
+use flow_abi::name;
+
+use super::{KernelError, PinDirectory, chain, program_mut};
+
+/// Fixed, so that a later process finds and replaces our filter instead of adding one.
+const CLSACT_PRIORITY: u16 = 50;
+const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 1);
+
+/// How programs are put on interfaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttachMode {
+    /// TCX, or clsact where the kernel has no TCX (before 6.6).
+    Auto,
+    /// TCX only.
+    Tcx,
+    /// clsact only.
+    Clsact,
+}
+
+/// One direction of one interface.
+#[derive(Clone, Debug)]
+pub struct AttachedLink {
+    /// Interface name.
+    pub interface: String,
+    /// Its index.
+    pub ifindex: u32,
+    /// `ingress` or `egress`.
+    pub direction: &'static str,
+    /// `tcx` or `clsact`.
+    pub mechanism: &'static str,
+    /// True when an earlier process's program was replaced in place.
+    pub replaced: bool,
+}
+
+/// The interface's index in the current network namespace.
+pub(super) fn ifindex(interface: &str) -> Result<u32, KernelError> {
+    let name = CString::new(interface).map_err(|_| no_interface(interface))?;
+    // SAFETY: `name` is NUL-terminated.
+    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
+        0 => Err(no_interface(interface)),
+        index => Ok(index),
+    }
+}
+
+fn no_interface(interface: &str) -> KernelError {
+    let known = std::fs::read_dir("/sys/class/net")
+        .map(|entries| {
+            entries
+                .flatten()
+                .map(|entry| entry.file_name().to_string_lossy().into_owned())
+                .collect::<Vec<_>>()
+                .join(", ")
+        })
+        .unwrap_or_default();
+    KernelError::Attach {
+        interface: interface.into(),
+        reason: format!("there is no such interface (known: {known}); fix observe.interfaces"),
+    }
+}
+
+pub(super) fn attach(
+    ebpf: &mut Ebpf,
+    interface: &str,
+    mode: AttachMode,
+    pins: Option<&PinDirectory>,
+) -> Result<Vec<AttachedLink>, KernelError> {
+    let index = ifindex(interface)?;
+    let mut links = Vec::new();
+    for (program, direction, attach_type) in [
+        (name::INGRESS, "ingress", TcAttachType::Ingress),
+        (name::EGRESS, "egress", TcAttachType::Egress),
+    ] {
+        let program = program_mut(ebpf, program)?;
+        let attached = match mode {
+            AttachMode::Clsact => clsact(program, interface, attach_type),
+            AttachMode::Tcx => tcx(program, interface, direction, attach_type, pins),
+            AttachMode::Auto => tcx(program, interface, direction, attach_type, pins)
+                .or_else(|_| clsact(program, interface, attach_type)),
+        };
+        let (mechanism, replaced) = attached
+            .map_err(|reason| KernelError::Attach { interface: interface.into(), reason })?;
+        links.push(AttachedLink {
+            interface: interface.into(),
+            ifindex: index,
+            direction,
+            mechanism,
+            replaced,
+        });
+    }
+    Ok(links)
+}
+
+fn tcx(
+    program: &mut SchedClassifier,
+    interface: &str,
+    direction: &str,
+    attach_type: TcAttachType,
+    pins: Option<&PinDirectory>,
+) -> Result<(&'static str, bool), String> {
+    let pin = pins.map(|pins| pins.link(interface, direction));
+    if let Some(pin) = &pin
+        && pin.exists()
+    {
+        match replace(program, pin) {
+            Ok(()) => return Ok(("tcx", true)),
+            Err(error) => {
+                // The device was deleted and made again: its link is severed, the pin remains.
+                log::warn!("{interface} {direction}: the pinned link is dead ({error}); attaching anew");
+                std::fs::remove_file(pin).map_err(|e| format!("{}: {e}", pin.display()))?;
+            }
+        }
+    }
+    let id = program
+        .attach_with_options(interface, attach_type, TcAttachOptions::TcxOrder(LinkOrder::last()))
+        .map_err(|error| chain(&error))?;
+    if let Some(pin) = &pin {
+        let link = program.take_link(id).map_err(|error| chain(&error))?;
+        let link: FdLink = link.try_into().map_err(|error| chain(&error))?;
+        link.pin(pin).map_err(|error| chain(&error))?;
+    }
+    Ok(("tcx", false))
+}
+
+/// Swaps our program into an earlier process's link: no frame passes uncounted.
+fn replace(program: &mut SchedClassifier, pin: &Path) -> Result<(), String> {
+    let old = PinnedLink::from_pin(pin).map_err(|error| chain(&error))?;
+    let link = FdLink::from(old).try_into().map_err(|error: aya::programs::links::LinkError| chain(&error))?;
+    let id = program.attach_to_link(link).map_err(|error| chain(&error))?;
+    // Keep the link out of the program's hands: dropping it would not detach a pinned link, but
+    // holding its descriptor would let a later compromise of this process detach it.
+    let _link = program.take_link(id).map_err(|error| chain(&error))?;
+    Ok(())
+}
+
+fn clsact(
+    program: &mut SchedClassifier,
+    interface: &str,
+    attach_type: TcAttachType,
+) -> Result<(&'static str, bool), String> {
+    match tc::qdisc_add_clsact(interface) {
+        Ok(()) | Err(TcError::AlreadyAttached) => {}
+        Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
+        Err(error) => return Err(chain(&error)),
+    }
+    let existing =
+        SchedClassifierLink::attached(interface, attach_type, CLSACT_PRIORITY, CLSACT_HANDLE, None)
+            .map_err(|error: io::Error| error.to_string())?;
+    let (id, replaced) = match program.attach_to_link(existing) {
+        Ok(id) => (id, true),
+        Err(_) => {
+            let options = NlOptions {
+                priority: CLSACT_PRIORITY,
+                handle: CLSACT_HANDLE,
+                ..NlOptions::default()
+            };
+            let id = program
+                .attach_with_options(interface, attach_type, TcAttachOptions::Netlink(options))
+                .map_err(|error| chain(&error))?;
+            (id, false)
+        }
+    };
+    let link = program.take_link(id).map_err(|error| chain(&error))?;
+    // Dropping it would remove the filter: it must outlive the process, as a pinned link does.
+    std::mem::forget(link);
+    Ok(("clsact", replaced))
+}
+
+/// Removes our clsact filters from an interface, for `edgemeter detach`.
+pub fn remove_clsact(interface: &str) {
+    for attach_type in [TcAttachType::Ingress, TcAttachType::Egress] {
+        if let Ok(link) = SchedClassifierLink::attached(
+            interface,
+            attach_type,
+            CLSACT_PRIORITY,
+            CLSACT_HANDLE,
+            None,
+        ) {
+            // Its Drop deletes the filter.
+            drop(link);
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! The only reader of the kernel's counters: whole maps, by batch, as plain values.
+
+use std::{collections::HashMap, io, os::fd::AsFd};
+
+use aya::maps::{Map, MapData, PerCpuArray, PerCpuHashMap, PerCpuValues};
+use flow_abi::{Account, AccountKey, Cell, FlowCounters, FlowKey, InterfaceCells, cell, name};
+
+use super::{KernelError, batch, map_error};
+
+/// Open maps.
+pub struct Maps {
+    pub(super) flows: MapData,
+    pub(super) accounts: MapData,
+    pub(super) interfaces: MapData,
+    pub(super) orphans: MapData,
+    pub(super) endpoints: MapData,
+    possible_cpus: usize,
+}
+
+/// Cumulative counters since the maps were made, read in an order that keeps sums comparable:
+/// the totals before, then accounts and cells, then the totals after. See [`Reading::gap_bytes`].
+#[derive(Clone, Debug, Default)]
+pub struct Reading {
+    /// Per owner and interface.
+    pub accounts: HashMap<AccountKey, Account>,
+    /// Per interface; totals as of the end of the reading.
+    pub interfaces: HashMap<u32, InterfaceCells>,
+    /// Cells as of the start of the reading.
+    before: HashMap<u32, InterfaceCells>,
+    /// Frames of interfaces without cells, `[rx, tx]`.
+    pub orphans: [Cell; 2],
+}
+
+impl Maps {
+    pub(super) fn new(
+        flows: MapData,
+        accounts: MapData,
+        interfaces: MapData,
+        orphans: MapData,
+        endpoints: MapData,
+    ) -> io::Result<Self> {
+        let possible_cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
+        Ok(Self { flows, accounts, interfaces, orphans, endpoints, possible_cpus })
+    }
+
+    /// Reads accounts and cells.
+    ///
+    /// # Errors
+    /// A map could not be read.
+    pub fn read(&self) -> io::Result<Reading> {
+        let mut reading = Reading::default();
+        self.each_interface(|ifindex, cells| {
+            reading.before.insert(ifindex, cells);
+        })?;
+        batch::for_each(
+            self.accounts.fd().as_fd(),
+            size_of::<AccountKey>(),
+            size_of::<Account>() * self.possible_cpus,
+            |key, values| {
+                let key: AccountKey = read_pod(key);
+                let sum = values
+                    .chunks_exact(size_of::<Account>())
+                    .map(read_pod::<Account>)
+                    .fold(Account::default(), |sum, cpu| sum_accounts(&sum, &cpu));
+                reading.accounts.insert(key, sum);
+            },
+        )?;
+        self.each_interface(|ifindex, cells| {
+            reading.interfaces.insert(ifindex, cells);
+        })?;
+        for (index, orphan) in reading.orphans.iter_mut().enumerate() {
+            *orphan = self.orphan(u32::try_from(index).unwrap_or(0))?;
+        }
+        Ok(reading)
+    }
+
+    /// Makes an interface's cells: the programs count an interface without cells as orphan.
+    ///
+    /// # Errors
+    /// The table is full.
+    pub fn make_cells(&self, ifindex: u32) -> Result<(), KernelError> {
+        let data = self
+            .interfaces
+            .info()
+            .and_then(|info| MapData::from_id(info.id()))
+            .map_err(|error| map_error(name::INTERFACES, error))?;
+        let mut map: PerCpuHashMap<_, u32, InterfaceCells> = Map::PerCpuHashMap(data)
+            .try_into()
+            .map_err(|error| map_error(name::INTERFACES, error))?;
+        if map.get(&ifindex, 0).is_ok() {
+            return Ok(());
+        }
+        let zero = PerCpuValues::try_from(vec![InterfaceCells::default(); self.possible_cpus])
+            .map_err(|error| map_error(name::INTERFACES, error))?;
+        map.insert(ifindex, zero, 0).map_err(|error| map_error(name::INTERFACES, error))
+    }
+
+    /// Reads every flow. Cumulative counters: read as often as wanted.
+    ///
+    /// # Errors
+    /// The map could not be read.
+    pub fn read_flows(&self, mut visit: impl FnMut(FlowKey, FlowCounters)) -> io::Result<()> {
+        batch::for_each(
+            self.flows.fd().as_fd(),
+            size_of::<FlowKey>(),
+            size_of::<FlowCounters>(),
+            |key, value| visit(read_pod(key), read_pod(value)),
+        )
+    }
+
+    fn each_interface(&self, mut visit: impl FnMut(u32, InterfaceCells)) -> io::Result<()> {
+        batch::for_each(
+            self.interfaces.fd().as_fd(),
+            size_of::<u32>(),
+            size_of::<InterfaceCells>() * self.possible_cpus,
+            |key, values| {
+                let mut sum = InterfaceCells::default();
+                for cpu in values.chunks_exact(size_of::<InterfaceCells>()) {
+                    let cpu: InterfaceCells = read_pod(cpu);
+                    for (to, from) in sum.cells.iter_mut().flatten().zip(cpu.cells.iter().flatten())
+                    {
+                        to.bytes += from.bytes;
+                        to.frames += from.frames;
+                    }
+                }
+                visit(read_pod(key), sum);
+            },
+        )
+    }
+
+    fn orphan(&self, direction: u32) -> io::Result<Cell> {
+        let map = Map::PerCpuArray(MapData::from_id(
+            self.orphans.info().map_err(io::Error::other)?.id(),
+        )
+        .map_err(io::Error::other)?);
+        let array: PerCpuArray<_, Cell> = map.try_into().map_err(io::Error::other)?;
+        let values = array.get(&direction, 0).map_err(io::Error::other)?;
+        Ok(values.iter().fold(Cell::default(), |sum, cpu| Cell {
+            bytes: sum.bytes + cpu.bytes,
+            frames: sum.frames + cpu.frames,
+        }))
+    }
+}
+
+impl Reading {
+    /// Bytes by which the parts (accounts and cells) miss the interface's total, summed over
+    /// interfaces and directions; 0 when every byte has its place.
+    ///
+    /// Frames pass while the maps are read, so the parts are held against the total before and
+    /// the total after: only what lies outside both is a gap. With the interface at rest the two
+    /// are equal and the comparison is exact.
+    #[must_use]
+    pub fn gap_bytes(&self) -> u64 {
+        let mut gap = 0;
+        for (ifindex, cells) in &self.interfaces {
+            let before = self.before.get(ifindex).copied().unwrap_or_default();
+            for direction in 0..2 {
+                let accounts: u64 = self
+                    .accounts
+                    .iter()
+                    .filter(|(key, _)| key.ifindex == *ifindex)
+                    .map(|(_, account)| [account.rx_bytes, account.tx_bytes][direction])
+                    .sum();
+                // The programs add the total last, so the cells read with the first total are
+                // at least its share and at most the second total's.
+                let parts = accounts + unaccounted(&before.cells[direction]);
+                let low = before.cells[direction][cell::TOTAL].bytes;
+                let high = cells.cells[direction][cell::TOTAL].bytes;
+                gap += low.saturating_sub(parts) + parts.saturating_sub(high);
+            }
+        }
+        gap
+    }
+}
+
+/// Bytes of a direction that are in no account.
+#[must_use]
+pub fn unaccounted(cells: &[Cell; cell::COUNT]) -> u64 {
+    cells[1..].iter().map(|cell| cell.bytes).sum()
+}
+
+fn sum_accounts(a: &Account, b: &Account) -> Account {
+    Account {
+        tx_bytes: a.tx_bytes + b.tx_bytes,
+        tx_frames: a.tx_frames + b.tx_frames,
+        tx_payload_bytes: a.tx_payload_bytes + b.tx_payload_bytes,
+        tx_retransmit_bytes: a.tx_retransmit_bytes + b.tx_retransmit_bytes,
+        tx_retransmit_frames: a.tx_retransmit_frames + b.tx_retransmit_frames,
+        rx_bytes: a.rx_bytes + b.rx_bytes,
+        rx_frames: a.rx_frames + b.rx_frames,
+        rx_payload_bytes: a.rx_payload_bytes + b.rx_payload_bytes,
+    }
+}
+
+fn read_pod<T: aya::Pod>(bytes: &[u8]) -> T {
+    assert!(bytes.len() >= size_of::<T>());
+    // SAFETY: the length was checked, T is Pod, and the read is unaligned.
+    unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) }
+}

@@ -1,0 +1,195 @@
+//! Where maps and links live between processes.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use aya::maps::{MapInfo, MapType};
+use flow_abi::{
+    Account, AccountKey, Cell, Endpoint, EndpointKey, FlowCounters, FlowKey, InterfaceCells,
+    SCHEMA, Slot, SocketSlot, name,
+};
+
+use super::Options;
+
+/// Maps that outlive the process.
+pub(super) const PINNED: [&str; 7] = [
+    name::FLOWS,
+    name::ACCOUNTS,
+    name::INTERFACES,
+    name::ENDPOINTS,
+    name::SLOTS,
+    name::SOCKET_SLOTS,
+    name::ORPHANS,
+];
+
+const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+
+/// Why the pin directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum PinError {
+    /// Not a bpffs.
+    #[error("{path} is not on a bpffs; mount one: mount -t bpf bpf /sys/fs/bpf")]
+    NotBpffs {
+        /// The configured directory.
+        path: PathBuf,
+    },
+    /// It cannot be made or read.
+    #[error("cannot use the pin directory {path}: {source}")]
+    Io {
+        /// The directory.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// A pinned map is not of this program's layout.
+    #[error(
+        "the pinned map {path} is not this version's ({what}: found {found}, need {need}); \
+         another program made it: remove it with `edgemeter detach`"
+    )]
+    Layout {
+        /// The pin.
+        path: PathBuf,
+        /// Which property.
+        what: &'static str,
+        /// Its value.
+        found: u32,
+        /// The ABI's value.
+        need: u32,
+    },
+}
+
+/// `<bpffs>/v<schema>/{maps,links}`.
+#[derive(Clone, Debug)]
+pub struct PinDirectory {
+    root: PathBuf,
+}
+
+impl PinDirectory {
+    /// Makes the directories.
+    ///
+    /// # Errors
+    /// The path is not on a bpffs or cannot be written.
+    pub fn open(bpffs: &PathBuf) -> Result<Self, PinError> {
+        let root = bpffs.join(format!("v{SCHEMA}"));
+        let mut existing: &Path = bpffs;
+        while !existing.exists() {
+            existing = existing.parent().unwrap_or(Path::new("/"));
+        }
+        if !is_bpffs(existing) {
+            return Err(PinError::NotBpffs { path: bpffs.clone() });
+        }
+        for kind in ["maps", "links"] {
+            let path = root.join(kind);
+            fs::create_dir_all(&path).map_err(|source| PinError::Io { path, source })?;
+        }
+        Ok(Self { root })
+    }
+
+    /// The directory itself.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(super) fn map(&self, name: &str) -> PathBuf {
+        self.root.join("maps").join(name)
+    }
+
+    pub(super) fn link(&self, interface: &str, direction: &str) -> PathBuf {
+        // A dot is not allowed in a bpffs name, and VLAN interfaces have one.
+        self.root.join("links").join(format!("{}-{direction}", interface.replace('.', "_")))
+    }
+
+    /// Compares the pinned maps with the ABI, because aya opens them unchecked. Returns notices
+    /// about sizes that differ from the configuration: a pinned map keeps its size.
+    ///
+    /// # Errors
+    /// A map of another layout.
+    pub fn check(&self, options: &Options) -> Result<Vec<String>, PinError> {
+        let mut notices = Vec::new();
+        let slot = SizeOf::of::<u32, Slot>();
+        for (map, kind, sizes, entries) in [
+            (name::FLOWS, MapType::Hash, SizeOf::of::<FlowKey, FlowCounters>(), options.flows_max),
+            (
+                name::ACCOUNTS,
+                MapType::PerCpuHash,
+                SizeOf::of::<AccountKey, Account>(),
+                options.accounts_max,
+            ),
+            (name::INTERFACES, MapType::PerCpuHash, SizeOf::of::<u32, InterfaceCells>(), 0),
+            (name::ENDPOINTS, MapType::Hash, SizeOf::of::<EndpointKey, Endpoint>(), 0),
+            (name::SLOTS, MapType::Array, slot, options.connections_max),
+            (name::SOCKET_SLOTS, MapType::SkStorage, SizeOf::of::<i32, SocketSlot>(), 0),
+            (name::ORPHANS, MapType::PerCpuArray, SizeOf::of::<u32, Cell>(), 0),
+        ] {
+            let path = self.map(map);
+            if !path.exists() {
+                continue;
+            }
+            let info = MapInfo::from_pin(&path).map_err(|error| PinError::Io {
+                path: path.clone(),
+                source: io::Error::other(error),
+            })?;
+            let found_kind = info.map_type().map_or(u32::MAX, |kind| kind as u32);
+            for (what, found, need) in [
+                ("map type", found_kind, kind as u32),
+                ("key size", info.key_size(), sizes.key),
+                ("value size", info.value_size(), sizes.value),
+            ] {
+                if found != need {
+                    return Err(PinError::Layout { path, what, found, need });
+                }
+            }
+            if entries != 0 && info.max_entries() != entries {
+                notices.push(format!(
+                    "map {map} is pinned with {} entries and keeps them (configured: {entries}); \
+                     `edgemeter detach` and a restart apply the new size and start new counters",
+                    info.max_entries()
+                ));
+            }
+        }
+        Ok(notices)
+    }
+
+    /// Removes every pin: programs detach when their last link goes, maps when the last process
+    /// closes them.
+    ///
+    /// # Errors
+    /// The directory cannot be removed.
+    pub fn remove(&self) -> io::Result<()> {
+        match fs::remove_dir_all(&self.root) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }?;
+        if let Some(parent) = self.root.parent() {
+            // Only when no other schema is left in it.
+            let _ = fs::remove_dir(parent);
+        }
+        Ok(())
+    }
+}
+
+#[derive(Clone, Copy)]
+struct SizeOf {
+    key: u32,
+    value: u32,
+}
+
+impl SizeOf {
+    fn of<K, V>() -> Self {
+        let narrow = |size: usize| u32::try_from(size).unwrap_or(u32::MAX);
+        Self { key: narrow(size_of::<K>()), value: narrow(size_of::<V>()) }
+    }
+}
+
+fn is_bpffs(path: &Path) -> bool {
+    use std::os::unix::ffi::OsStrExt as _;
+    let Ok(path) = std::ffi::CString::new(path.as_os_str().as_bytes()) else { return false };
+    // SAFETY: statfs is plain data, valid when zeroed.
+    let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: `path` is NUL-terminated and `stat` is writable.
+    let result = unsafe { libc::statfs(path.as_ptr(), &raw mut stat) };
+    result == 0 && stat.f_type == BPF_FS_MAGIC
+}

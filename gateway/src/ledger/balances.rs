@@ -1,0 +1,115 @@
+//! Sums of postings: what reports and metrics are made of.
+
+use std::collections::{BTreeMap, HashMap};
+
+use flow_abi::{Direction, cell};
+
+use crate::{
+    attribution::{Amount, Postings},
+    owner::OwnerId,
+};
+
+/// All postings, summed by owner and by cell, per interface and direction.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Balances {
+    amounts: BTreeMap<(String, Direction, OwnerId), Amount>,
+    cells: BTreeMap<(String, Direction, usize), (i64, i64)>,
+}
+
+/// One owner's balance over all interfaces.
+pub type RouteBalance = [Amount; 2];
+
+/// One interface's bytes, both directions together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InterfaceBalance {
+    /// What the interface moved.
+    pub total: i64,
+    /// Posted to owners.
+    pub owned: i64,
+    /// In no account: non-IP, fragments, table full, …
+    pub cells: i64,
+}
+
+impl InterfaceBalance {
+    /// Parts minus whole: 0, always.
+    #[must_use]
+    pub fn difference(&self) -> i64 {
+        self.owned + self.cells - self.total
+    }
+}
+
+impl Balances {
+    /// Adds a tick's postings.
+    pub fn add(&mut self, postings: &Postings, interfaces: &HashMap<u32, String>) {
+        let unnamed = String::from("(gone)");
+        for (key, amount) in &postings.amounts {
+            let name = interfaces.get(&key.ifindex).unwrap_or(&unnamed);
+            self.add_amount(name, key.direction, key.owner, amount);
+        }
+        for (key, (bytes, frames)) in &postings.cells {
+            let name = interfaces.get(&key.ifindex).unwrap_or(&unnamed);
+            self.add_cell(name, key.direction, key.cell, *bytes, *frames);
+        }
+    }
+
+    pub(super) fn add_amount(
+        &mut self,
+        interface: &str,
+        direction: Direction,
+        owner: OwnerId,
+        amount: &Amount,
+    ) {
+        self.amounts.entry((interface.to_owned(), direction, owner)).or_default().add(amount);
+    }
+
+    pub(super) fn add_cell(
+        &mut self,
+        interface: &str,
+        direction: Direction,
+        number: usize,
+        bytes: i64,
+        frames: i64,
+    ) {
+        let sum = self.cells.entry((interface.to_owned(), direction, number)).or_default();
+        sum.0 += bytes;
+        sum.1 += frames;
+    }
+
+    /// Owners' balances: interface, direction, owner, amount.
+    pub fn amounts(&self) -> impl Iterator<Item = (&str, Direction, OwnerId, &Amount)> {
+        self.amounts
+            .iter()
+            .map(|((interface, direction, owner), amount)| (interface.as_str(), *direction, *owner, amount))
+    }
+
+    /// Cells: interface, direction, cell number, bytes, frames.
+    pub fn cells(&self) -> impl Iterator<Item = (&str, Direction, usize, i64, i64)> {
+        self.cells.iter().map(|((interface, direction, number), (bytes, frames))| {
+            (interface.as_str(), *direction, *number, *bytes, *frames)
+        })
+    }
+
+    /// Owners' balances over all interfaces, `[received, sent]`.
+    #[must_use]
+    pub fn by_owner(&self) -> BTreeMap<OwnerId, RouteBalance> {
+        let mut sums: BTreeMap<OwnerId, RouteBalance> = BTreeMap::new();
+        for (_, direction, owner, amount) in self.amounts() {
+            sums.entry(owner).or_default()[direction as usize].add(amount);
+        }
+        sums
+    }
+
+    /// The conservation identity, per interface.
+    #[must_use]
+    pub fn by_interface(&self) -> BTreeMap<String, InterfaceBalance> {
+        let mut sums: BTreeMap<String, InterfaceBalance> = BTreeMap::new();
+        for (interface, _, _, amount) in self.amounts() {
+            sums.entry(interface.to_owned()).or_default().owned += amount.wire_bytes;
+        }
+        for (interface, _, number, bytes, _) in self.cells() {
+            let sum = sums.entry(interface.to_owned()).or_default();
+            if number == cell::TOTAL { sum.total += bytes } else { sum.cells += bytes }
+        }
+        sums
+    }
+}

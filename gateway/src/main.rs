@@ -1,0 +1,2 @@
+//! edgemeter
+fn main() {}

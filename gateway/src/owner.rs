@@ -1,0 +1,264 @@
+//! Owners: the small numbers the kernel credits bytes to, and what each of them means.
+//!
+//! A number is given once and never means anything else, across restarts and configurations,
+//! because kernel counters outlive both. So a new owner is stored before its number is used.
+
+use std::{
+    collections::HashMap,
+    sync::{PoisonError, RwLock},
+};
+
+use flow_abi::OWNER_FOREIGN;
+
+/// Distinct owners; past that, tenants share [`TENANT_OVERFLOW`]. Bounds kernel memory and metric
+/// cardinality against clients that invent tenant names.
+pub const OWNERS_MAX: usize = 8192;
+/// The tenant of requests that came after [`OWNERS_MAX`].
+pub const TENANT_OVERFLOW: &str = "(overflow)";
+
+/// An owner's number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct OwnerId(pub u32);
+
+impl OwnerId {
+    /// Nobody: traffic of no gateway connection.
+    pub const FOREIGN: Self = Self(OWNER_FOREIGN);
+}
+
+/// Which side of the gateway a connection is on. A proxied byte crosses the host on both, and is
+/// never priced twice under one rate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Leg {
+    /// Between a client and the gateway.
+    Client,
+    /// Between the gateway and an upstream peer.
+    Upstream,
+}
+
+/// Why an owner owns bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum OwnerKind {
+    /// A request on a route.
+    Route,
+    /// A gateway connection itself: handshakes, acknowledgements, TLS set-up, FIN and RST.
+    Overhead,
+    /// Payload received on a gateway connection that no request has claimed: in flight, or a scan,
+    /// a failed handshake, an unparsable request.
+    Unclaimed,
+    /// Not the gateway's traffic.
+    Foreign,
+}
+
+/// How sure the split of a connection's bytes is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Quality {
+    /// By TCP sequence range: each byte's request is known.
+    Exact,
+    /// HTTP/2 streams share frames: bytes go to the stream that last handed data to the
+    /// connection.
+    Estimated,
+}
+
+macro_rules! words {
+    ($type:ident { $($variant:ident => $word:literal),+ $(,)? }) => {
+        impl $type {
+            /// The word used in metrics, logs and the ledger.
+            #[must_use]
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word),+ }
+            }
+
+            /// The value of a word.
+            #[must_use]
+            pub fn from_word(word: &str) -> Option<Self> {
+                match word { $($word => Some(Self::$variant),)+ _ => None }
+            }
+        }
+    };
+}
+words!(Leg { Client => "client", Upstream => "upstream" });
+words!(OwnerKind {
+    Route => "route", Overhead => "overhead", Unclaimed => "unclaimed", Foreign => "foreign",
+});
+words!(Quality { Exact => "exact", Estimated => "estimated" });
+
+/// What a number stands for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Owner {
+    /// Why it owns bytes.
+    pub kind: OwnerKind,
+    /// Side of the gateway; meaningless for foreign traffic.
+    pub leg: Leg,
+    /// Listener (client leg) or upstream (upstream leg) name; empty for foreign traffic.
+    pub endpoint: String,
+    /// Route name; empty unless `kind` is a route.
+    pub route: String,
+    /// Service name; empty unless `kind` is a route.
+    pub service: String,
+    /// Tenant; empty unless `kind` is a route.
+    pub tenant: String,
+    /// How sure the split is.
+    pub quality: Quality,
+}
+
+impl Owner {
+    /// The owner of traffic that is not the gateway's.
+    #[must_use]
+    pub fn foreign() -> Self {
+        Self {
+            kind: OwnerKind::Foreign,
+            leg: Leg::Client,
+            endpoint: String::new(),
+            route: String::new(),
+            service: String::new(),
+            tenant: String::new(),
+            quality: Quality::Exact,
+        }
+    }
+
+    /// A connection-level owner at a listener or upstream.
+    #[must_use]
+    pub fn connection(kind: OwnerKind, leg: Leg, endpoint: &str) -> Self {
+        Self { kind, leg, endpoint: endpoint.into(), ..Self::foreign() }
+    }
+}
+
+/// Where numbers are kept for good.
+pub trait OwnerStore: Send + Sync {
+    /// Stores a new owner durably; returns only then.
+    ///
+    /// # Errors
+    /// The store cannot be written; the number must not be used.
+    fn store(&self, id: OwnerId, owner: &Owner) -> Result<(), StoreError>;
+}
+
+/// The owner store cannot be written.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("cannot store a new owner: {0}")]
+pub struct StoreError(pub String);
+
+/// All owners, both ways.
+pub struct Owners {
+    inner: RwLock<Inner>,
+    store: Box<dyn OwnerStore>,
+}
+
+#[derive(Default)]
+struct Inner {
+    numbers: HashMap<Owner, OwnerId>,
+    owners: HashMap<OwnerId, Owner>,
+    next: u32,
+}
+
+impl Owners {
+    /// Starts from the owners stored earlier.
+    #[must_use]
+    pub fn new(known: Vec<(OwnerId, Owner)>, store: Box<dyn OwnerStore>) -> Self {
+        let mut inner = Inner { next: 1, ..Inner::default() };
+        inner.owners.insert(OwnerId::FOREIGN, Owner::foreign());
+        inner.numbers.insert(Owner::foreign(), OwnerId::FOREIGN);
+        for (id, owner) in known {
+            inner.next = inner.next.max(id.0 + 1);
+            inner.numbers.insert(owner.clone(), id);
+            inner.owners.insert(id, owner);
+        }
+        Self { inner: RwLock::new(inner), store }
+    }
+
+    /// The owner's number, given and stored now when it has none. Blocks on the store then.
+    ///
+    /// # Errors
+    /// The store cannot be written: the caller leaves the bytes to the connection's overhead.
+    pub fn intern(&self, owner: &Owner) -> Result<OwnerId, StoreError> {
+        if let Some(id) = self.read().numbers.get(owner) {
+            return Ok(*id);
+        }
+        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(id) = inner.numbers.get(owner) {
+            return Ok(*id);
+        }
+        let mut owner = owner.clone();
+        if inner.owners.len() >= OWNERS_MAX && owner.kind == OwnerKind::Route {
+            owner.tenant = TENANT_OVERFLOW.into();
+            if let Some(id) = inner.numbers.get(&owner) {
+                return Ok(*id);
+            }
+        }
+        let id = OwnerId(inner.next);
+        self.store.store(id, &owner)?;
+        inner.next += 1;
+        inner.numbers.insert(owner.clone(), id);
+        inner.owners.insert(id, owner);
+        Ok(id)
+    }
+
+    /// What a number stands for; None for a number of a lost store.
+    #[must_use]
+    pub fn get(&self, id: OwnerId) -> Option<Owner> {
+        self.read().owners.get(&id).cloned()
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Inner> {
+        self.inner.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Clone, Default)]
+    struct Memory(Arc<Mutex<Vec<(OwnerId, Owner)>>>, bool);
+    impl OwnerStore for Memory {
+        fn store(&self, id: OwnerId, owner: &Owner) -> Result<(), StoreError> {
+            if self.1 {
+                return Err(StoreError("disk full".into()));
+            }
+            self.0.lock().unwrap().push((id, owner.clone()));
+            Ok(())
+        }
+    }
+
+    fn route(tenant: &str) -> Owner {
+        Owner {
+            kind: OwnerKind::Route,
+            tenant: tenant.into(),
+            ..Owner::connection(OwnerKind::Route, Leg::Client, "public")
+        }
+    }
+
+    #[test]
+    fn a_number_keeps_its_meaning_over_a_restart() {
+        let memory = Memory::default();
+        let owners = Owners::new(Vec::new(), Box::new(memory.clone()));
+        let a = owners.intern(&route("a")).unwrap();
+        let b = owners.intern(&route("b")).unwrap();
+        assert_eq!(owners.intern(&route("a")).unwrap(), a);
+        assert_ne!(a, b);
+        let stored = memory.0.lock().unwrap().clone();
+        let again = Owners::new(stored, Box::new(memory));
+        assert_eq!(again.intern(&route("b")).unwrap(), b);
+        let c = again.intern(&route("c")).unwrap();
+        assert!(c > b, "a new owner never gets an old number");
+        assert_eq!(again.get(a), Some(route("a")));
+    }
+
+    #[test]
+    fn a_number_that_could_not_be_stored_is_not_used() {
+        let owners = Owners::new(Vec::new(), Box::new(Memory(Arc::default(), true)));
+        assert!(owners.intern(&route("a")).is_err());
+        assert_eq!(owners.get(OwnerId(1)), None);
+    }
+
+    #[test]
+    fn invented_tenants_cannot_exhaust_the_numbers() {
+        let owners = Owners::new(Vec::new(), Box::new(Memory::default()));
+        for tenant in 0..OWNERS_MAX + 100 {
+            owners.intern(&route(&tenant.to_string())).unwrap();
+        }
+        let late = owners.intern(&route("late")).unwrap();
+        assert_eq!(owners.get(late).unwrap().tenant, TENANT_OVERFLOW);
+        assert!(owners.read().owners.len() <= OWNERS_MAX + 1);
+    }
+}

@@ -1,0 +1,500 @@
+//! The slots: memory the gateway and the TC programs share, one slot per TCP connection.
+//!
+//! Here the gateway says whose bytes follow ([`Connection::begin_sending`], one `TCP_INFO` call
+//! and a store) and whose bytes come ([`Connection::claim`], a store), and reads back what the
+//! wire did with them. Layouts and the kernel's side: [`flow_abi::slot`].
+
+use std::{
+    collections::VecDeque,
+    io,
+    os::fd::{AsRawFd, OwnedFd, RawFd},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering, fence},
+    },
+};
+
+use flow_abi::{RANGES, Range, Slot, SocketSlot, closed};
+
+use crate::owner::OwnerId;
+
+/// A closed connection's slot is given away again after this much silence: its last
+/// retransmits must still find their ranges.
+const QUIET_NS: u64 = 3_000_000_000;
+/// The same for a connection that never closed properly, or of an earlier process.
+const SILENT_NS: u64 = 900_000_000_000;
+
+/// All slots.
+pub struct Slots {
+    memory: Memory,
+    socket_slots: OwnedFd,
+    book: Mutex<Book>,
+    next_generation: AtomicU64,
+    /// Connections that found no free slot: their bytes stay with their endpoint's overhead.
+    pub exhausted: AtomicU64,
+    /// Ranges overwritten while their bytes were unacknowledged.
+    pub overwritten: AtomicU64,
+}
+
+struct Book {
+    free: VecDeque<u32>,
+    /// Closed here, or left by an earlier process; may still send.
+    closing: Vec<u32>,
+}
+
+/// What a new connection's slot starts with.
+#[derive(Clone, Copy, Debug)]
+pub struct Opening {
+    /// Owner of bytes no request owns.
+    pub overhead: OwnerId,
+    /// True when the gateway opened the connection (upstream leg).
+    pub active: bool,
+    /// True when payload received before now belongs to the first request (no TLS handshake
+    /// came first).
+    pub claims_unbound: bool,
+}
+
+/// Wire bytes received and claimed from the unclaimed account.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Claimed {
+    /// Interface they came by.
+    pub ifindex: u32,
+    /// Wire bytes.
+    pub bytes: u64,
+    /// Frames.
+    pub frames: u64,
+}
+
+/// A range that was appended, to be read back.
+#[derive(Clone, Copy, Debug)]
+pub struct RangeTicket {
+    sequence: u64,
+    /// Stream offset of its first byte.
+    pub offset: u64,
+}
+
+/// What the kernel saw of one range.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RangeReading {
+    /// Wire bytes sent, retransmits included.
+    pub wire_bytes: u64,
+    /// Payload bytes sent for the first time.
+    pub first_payload_bytes: u64,
+    /// Retransmitted frames.
+    pub retransmit_frames: u64,
+}
+
+/// One connection's hold on a slot. Dropping the last reference frees the slot once the
+/// connection has gone quiet.
+pub struct Connection {
+    slots: Arc<Slots>,
+    index: u32,
+    fd: RawFd,
+    state: Mutex<State>,
+    overhead: OwnerId,
+}
+
+struct State {
+    /// What of the slot's unclaimed bytes has been claimed.
+    claimed: Claimed,
+    handshake_taken: bool,
+    last_sender: Option<OwnerId>,
+    last_ticket: RangeTicket,
+}
+
+impl Slots {
+    /// Maps the slots and takes over what an earlier process left.
+    ///
+    /// # Errors
+    /// The map cannot be memory-mapped.
+    pub fn open(slots: &OwnedFd, socket_slots: OwnedFd, len: u32) -> io::Result<Arc<Self>> {
+        let memory = Memory::map(slots, len)?;
+        let mut book = Book { free: VecDeque::new(), closing: Vec::new() };
+        for index in 0..len {
+            // SAFETY: in range; the kernel writes other fields only.
+            let generation = unsafe { (&raw const (*memory.slot(index)).generation).read_volatile() };
+            if generation == 0 { book.free.push_back(index) } else { book.closing.push(index) }
+        }
+        Ok(Arc::new(Self {
+            memory,
+            socket_slots,
+            book: Mutex::new(book),
+            // Monotonic within a boot, as the pinned map is.
+            next_generation: AtomicU64::new(now_ns()),
+            exhausted: AtomicU64::new(0),
+            overwritten: AtomicU64::new(0),
+        }))
+    }
+
+    /// Gives a connection a slot. None when there is none, or the socket is gone.
+    pub fn adopt(self: &Arc<Self>, fd: RawFd, opening: Opening) -> Option<Arc<Connection>> {
+        let Some(index) = self.book().free.pop_front() else {
+            self.exhausted.fetch_add(1, Ordering::Relaxed);
+            return None;
+        };
+        let generation = self.next_generation.fetch_add(1, Ordering::Relaxed);
+        let slot = self.memory.slot(index);
+        // SAFETY: the slot is ours alone until its generation is stored; the kernel looks at no
+        // other field before that.
+        unsafe {
+            slot.write(Slot {
+                generation: 0,
+                head: 0,
+                rx_owner: 0,
+                overhead_owner: opening.overhead.0,
+                active: u32::from(opening.active),
+                claims_unbound: u32::from(opening.claims_unbound),
+                srtt_us: 0,
+                min_rtt_us: 0,
+                closed: 0,
+                ifindex: 0,
+                last_ns: now_ns(),
+                acked_offset: 0,
+                rx_unclaimed_bytes: 0,
+                rx_unclaimed_frames: 0,
+                rx_owned_bytes: 0,
+                rx_owned_frames: 0,
+                tx_lost_range_bytes: 0,
+                rx_handshake_bytes: 0,
+                rx_handshake_frames: 0,
+                reserved: 0,
+                ranges: [Range::default(); RANGES],
+            });
+            fence(Ordering::Release);
+            (&raw mut (*slot).generation).write_volatile(generation);
+        }
+        let value = SocketSlot { generation, slot: index, reserved: 0 };
+        if let Err(error) = bpf_update_socket(&self.socket_slots, fd, &value) {
+            log::debug!("no socket storage for fd {fd}: {error}");
+            self.retire(index);
+            return None;
+        }
+        Some(Arc::new(Connection {
+            slots: Arc::clone(self),
+            index,
+            fd,
+            overhead: opening.overhead,
+            state: Mutex::new(State {
+                claimed: Claimed::default(),
+                handshake_taken: false,
+                last_sender: None,
+                last_ticket: RangeTicket { sequence: 0, offset: 0 },
+            }),
+        }))
+    }
+
+    /// Frees the slots of connections that have closed and gone quiet. Returns `(in use, free)`.
+    pub fn reclaim(&self) -> (usize, usize) {
+        let now = now_ns();
+        let mut book = self.book();
+        let mut freed = Vec::new();
+        book.closing.retain(|index| {
+            let slot = self.memory.slot(*index);
+            // SAFETY: in range; plain data the kernel also writes, hence volatile.
+            let (ends, last) = unsafe {
+                (
+                    (&raw const (*slot).closed).read_volatile(),
+                    (&raw const (*slot).last_ns).read_volatile(),
+                )
+            };
+            let both = closed::FIN_RX | closed::FIN_TX;
+            let done = ends & closed::RST != 0 || ends & both == both;
+            let quiet = now.saturating_sub(last);
+            let free = quiet > if done { QUIET_NS } else { SILENT_NS };
+            if free {
+                freed.push(*index);
+            }
+            !free
+        });
+        for index in freed {
+            // SAFETY: in range; the generation is ours to write.
+            unsafe { (&raw mut (*self.memory.slot(index)).generation).write_volatile(0) };
+            book.free.push_back(index);
+        }
+        (self.memory.len as usize - book.free.len(), book.free.len())
+    }
+
+    fn retire(&self, index: u32) {
+        self.book().closing.push(index);
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Connection {
+    /// From the next byte written on, sent bytes belong to `owner`. None when the kernel would
+    /// not tell the stream offset (the socket is gone).
+    pub fn begin_sending(&self, owner: OwnerId) -> Option<RangeTicket> {
+        let mut state = self.state();
+        let offset = stream_offset(self.fd).ok()?;
+        let slot = self.slot();
+        // SAFETY: ours; `head` and the user fields of the ring are written under `state` only.
+        unsafe {
+            let head = (&raw const (*slot).head).read_volatile();
+            let range = &raw mut (*slot).ranges[ring_index(head)];
+            if head >= RANGES as u64 {
+                let next = &raw const (*slot).ranges[ring_index(head + 1)];
+                let end_of_oldest = (&raw const (*next).offset).read_volatile();
+                let acked = (&raw const (*slot).acked_offset).read_volatile();
+                if end_of_oldest > acked {
+                    self.slots.overwritten.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            range.write_volatile(Range { offset, owner: owner.0, ..Range::default() });
+            fence(Ordering::Release);
+            (&raw mut (*slot).head).write_volatile(head + 1);
+            state.last_sender = Some(owner);
+            state.last_ticket = RangeTicket { sequence: head, offset };
+        }
+        Some(state.last_ticket)
+    }
+
+    /// As [`Self::begin_sending`], unless `owner` is already the one sending: for HTTP/2, where
+    /// streams take turns.
+    pub fn continue_sending(&self, owner: OwnerId) -> Option<RangeTicket> {
+        {
+            let state = self.state();
+            if state.last_sender == Some(owner) {
+                return Some(state.last_ticket);
+            }
+        }
+        self.begin_sending(owner)
+    }
+
+    /// From now on, received payload belongs to `owner`. Returns what came before and nobody had
+    /// claimed: the head of this very request.
+    pub fn claim(&self, owner: OwnerId) -> Claimed {
+        let slot = self.slot();
+        // SAFETY: ours to write.
+        unsafe { (&raw mut (*slot).rx_owner).write_volatile(owner.0) };
+        self.take_unclaimed()
+    }
+
+    /// Received payload is nobody's again, until the next claim. Returns what was unclaimed.
+    pub fn release(&self) -> Claimed {
+        let slot = self.slot();
+        // SAFETY: ours to write.
+        unsafe { (&raw mut (*slot).rx_owner).write_volatile(0) };
+        self.take_unclaimed()
+    }
+
+    /// Takes what has been received and not claimed since the last time.
+    pub fn take_unclaimed(&self) -> Claimed {
+        let mut state = self.state();
+        let slot = self.slot();
+        // SAFETY: in range; the kernel adds to these counters, hence volatile.
+        let now = unsafe {
+            Claimed {
+                ifindex: (&raw const (*slot).ifindex).read_volatile(),
+                bytes: (&raw const (*slot).rx_unclaimed_bytes).read_volatile(),
+                frames: (&raw const (*slot).rx_unclaimed_frames).read_volatile(),
+            }
+        };
+        if now.ifindex == 0 {
+            // Nothing sent yet, so the interface is not known: leave it for the next time.
+            return Claimed::default();
+        }
+        let taken = Claimed {
+            ifindex: now.ifindex,
+            bytes: now.bytes - state.claimed.bytes,
+            frames: now.frames - state.claimed.frames,
+        };
+        state.claimed = now;
+        taken
+    }
+
+    /// Takes the TLS handshake's received bytes, once the kernel has bound the connection.
+    pub fn take_handshake(&self) -> Claimed {
+        let mut state = self.state();
+        let slot = self.slot();
+        // SAFETY: as above.
+        let now = unsafe {
+            Claimed {
+                ifindex: (&raw const (*slot).ifindex).read_volatile(),
+                bytes: (&raw const (*slot).rx_handshake_bytes).read_volatile(),
+                frames: (&raw const (*slot).rx_handshake_frames).read_volatile(),
+            }
+        };
+        if now.ifindex == 0 || state.handshake_taken || now.bytes == 0 {
+            return Claimed::default();
+        }
+        state.handshake_taken = true;
+        now
+    }
+
+    /// Wire bytes received so far for whoever had claimed them.
+    #[must_use]
+    pub fn received_for_owner(&self) -> u64 {
+        // SAFETY: in range; the kernel adds to it, hence volatile.
+        unsafe { (&raw const (*self.slot()).rx_owned_bytes).read_volatile() }
+    }
+
+    /// Smoothed round-trip time, microseconds; 0 when unknown.
+    #[must_use]
+    pub fn srtt_us(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (&raw const (*self.slot()).srtt_us).read_volatile() }
+    }
+
+    /// What the wire did with a range; None once it has been overwritten.
+    #[must_use]
+    pub fn read(&self, ticket: RangeTicket) -> Option<RangeReading> {
+        let slot = self.slot();
+        // SAFETY: as above.
+        unsafe {
+            let head = (&raw const (*slot).head).read_volatile();
+            if head > ticket.sequence + RANGES as u64 {
+                return None;
+            }
+            let range = (&raw const (*slot).ranges[ring_index(ticket.sequence)]).read_volatile();
+            Some(RangeReading {
+                wire_bytes: range.wire_bytes,
+                first_payload_bytes: range
+                    .payload_bytes
+                    .saturating_sub(range.retransmit_payload_bytes),
+                retransmit_frames: range.retransmit_frames,
+            })
+        }
+    }
+
+    /// Stream offset of the next byte to be written: what has been written so far.
+    ///
+    /// # Errors
+    /// The socket is gone.
+    pub fn written(&self) -> io::Result<u64> {
+        stream_offset(self.fd)
+    }
+
+    /// Owner of bytes no request owns.
+    #[must_use]
+    pub fn overhead(&self) -> OwnerId {
+        self.overhead
+    }
+
+    fn slot(&self) -> *mut Slot {
+        self.slots.memory.slot(self.index)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.slots.retire(self.index);
+    }
+}
+
+fn ring_index(sequence: u64) -> usize {
+    usize::try_from(sequence % RANGES as u64).unwrap_or(0)
+}
+
+/// The mapped array.
+struct Memory {
+    base: *mut Slot,
+    len: u32,
+}
+
+// SAFETY: the mapping is shared memory by design; every access is volatile and disciplined by
+// `Connection::state` and the slot book.
+unsafe impl Send for Memory {}
+// SAFETY: as above.
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    fn map(fd: &OwnedFd, len: u32) -> io::Result<Self> {
+        let bytes = len as usize * size_of::<Slot>();
+        // SAFETY: a fresh shared mapping of a map made with BPF_F_MMAPABLE and `len` elements of
+        // this size; the kernel refuses anything else.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                fd.as_raw_fd(),
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self { base: base.cast(), len })
+    }
+
+    fn slot(&self, index: u32) -> *mut Slot {
+        assert!(index < self.len, "slot {index} of {}", self.len);
+        // SAFETY: in range of the mapping.
+        unsafe { self.base.add(index as usize) }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: what `map` mapped.
+        unsafe { libc::munmap(self.base.cast(), self.len as usize * size_of::<Slot>()) };
+    }
+}
+
+/// Payload bytes written to a TCP socket so far: first transmissions plus what waits in the send
+/// queue. One system call, taken under the socket's lock, so the terms belong together.
+fn stream_offset(fd: RawFd) -> io::Result<u64> {
+    /// The head of `struct tcp_info` (linux/tcp.h) up to the last field used.
+    #[repr(C)]
+    struct TcpInfo {
+        before_notsent: [u8; 144],
+        notsent_bytes: u32,
+        between: [u8; 52],
+        bytes_sent: u64,
+        bytes_retrans: u64,
+    }
+    const _: () = assert!(std::mem::offset_of!(TcpInfo, bytes_sent) == 200);
+    let mut info = std::mem::MaybeUninit::<TcpInfo>::zeroed();
+    let mut len = libc::socklen_t::try_from(size_of::<TcpInfo>()).unwrap_or(0);
+    // SAFETY: the kernel writes at most `len` bytes of plain data.
+    let result = unsafe {
+        libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, info.as_mut_ptr().cast(), &raw mut len)
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: zeroed before, plain data.
+    let info = unsafe { info.assume_init() };
+    Ok((info.bytes_sent + u64::from(info.notsent_bytes)).saturating_sub(info.bytes_retrans))
+}
+
+/// `BPF_MAP_UPDATE_ELEM` on the per-socket storage: key is the socket's descriptor.
+fn bpf_update_socket(map: &OwnedFd, fd: RawFd, value: &SocketSlot) -> io::Result<()> {
+    #[repr(C)]
+    struct ElemAttr {
+        map_fd: u32,
+        padding: u32,
+        key: u64,
+        value: u64,
+        flags: u64,
+    }
+    const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
+    let attr = ElemAttr {
+        map_fd: map.as_raw_fd().unsigned_abs(),
+        padding: 0,
+        key: (&raw const fd) as u64,
+        value: std::ptr::from_ref(value) as u64,
+        flags: 0,
+    };
+    // SAFETY: the element arm of bpf_attr; key and value have the map's sizes.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_MAP_UPDATE_ELEM, &raw const attr, size_of::<ElemAttr>())
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Monotonic time in nanoseconds, the clock the programs stamp with (theirs is its coarse form).
+fn now_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: writes one timespec.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &raw mut time) };
+    time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
+}

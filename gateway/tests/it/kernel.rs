@@ -1,0 +1,130 @@
+//! The TC programs, run by the kernel on crafted frames.
+
+use aya::{
+    Ebpf,
+    programs::{SchedClassifier, TestRun as _, TestRunOptions},
+};
+use edgemeter::kernel::{self, AttachMode, Maps, Options, Reading};
+use flow_abi::{cell, name};
+
+use crate::packets::{Case, cases};
+
+/// `TC_ACT_UNSPEC`: the next program, or the stack, decides.
+const UNSPEC: u32 = u32::MAX;
+/// The interface of a test run.
+const LOOPBACK: u32 = 1;
+
+pub fn options() -> Options {
+    Options {
+        interfaces: Vec::new(),
+        attach: AttachMode::Auto,
+        bpffs: None,
+        flows_max: 4096,
+        connections_max: 64,
+        accounts_max: 1024,
+        log_level: 0,
+    }
+}
+
+fn load(options: &Options) -> (Ebpf, Maps) {
+    crate::require_root();
+    kernel::load_for_test(options).expect("the object loads")
+}
+
+/// Runs one frame through a program; `__sk_buff` takes gso_segs at 164 and gso_size at 176.
+fn run(ebpf: &Ebpf, program: &str, case: &Case) -> u32 {
+    let program: &SchedClassifier = ebpf.program(program).unwrap().try_into().unwrap();
+    let mut context = [0u8; 192];
+    context[164..168].copy_from_slice(&case.gso_segs.to_ne_bytes());
+    context[176..180].copy_from_slice(&case.gso_size.to_ne_bytes());
+    let mut options = TestRunOptions::new();
+    options.data_in = Some(&case.frame);
+    if case.gso_size != 0 {
+        options.ctx_in = Some(&context);
+    }
+    program.test_run(options).unwrap_or_else(|error| panic!("{}: {error}", case.name)).return_value
+}
+
+/// `[total, accounts, payload, frames, cells…]` of a direction.
+fn sums(maps: &Maps, direction: usize) -> (u64, u64, u64, u64, Vec<u64>) {
+    let reading: Reading = maps.read().unwrap();
+    let cells = reading.interfaces.get(&LOOPBACK).copied().unwrap_or_default().cells[direction];
+    let accounts = reading.accounts.values();
+    let (mut bytes, mut payload, mut frames) = (0, 0, 0);
+    for account in accounts {
+        bytes += [account.rx_bytes, account.tx_bytes][direction];
+        payload += [account.rx_payload_bytes, account.tx_payload_bytes][direction];
+        frames += [account.rx_frames, account.tx_frames][direction];
+    }
+    assert_eq!(reading.gap_bytes(), 0);
+    let bytes_of = |number: usize| cells[number].bytes;
+    (cells[cell::TOTAL].bytes, bytes, payload, frames, (0..cell::COUNT).map(bytes_of).collect())
+}
+
+fn flow_bytes(maps: &Maps, direction: usize) -> u64 {
+    let mut sum = 0;
+    maps.read_flows(|_, flow| sum += [flow.rx_bytes, flow.tx_bytes][direction]).unwrap();
+    sum
+}
+
+#[test]
+fn every_kind_of_frame_is_counted_once_in_its_place() {
+    let (ebpf, maps) = load(&options());
+    maps.make_cells(LOOPBACK).unwrap();
+    for (direction, program) in [(0, name::INGRESS), (1, name::EGRESS)] {
+        for case in cases() {
+            let before = sums(&maps, direction);
+            let flows_before = flow_bytes(&maps, direction);
+            let verdict = run(&ebpf, program, &case);
+            let after = sums(&maps, direction);
+            let context = format!("{program}: {}", case.name);
+            assert_eq!(verdict, UNSPEC, "{context}: an observer decided a packet's fate");
+            assert_eq!(after.0 - before.0, case.bytes, "{context}: wire bytes");
+            let flow_delta = flow_bytes(&maps, direction) - flows_before;
+            match case.cell {
+                None => {
+                    assert_eq!(after.1 - before.1, case.bytes, "{context}: account bytes");
+                    assert_eq!(flow_delta, case.bytes, "{context}: flow bytes");
+                    assert_eq!(after.2 - before.2, case.payload, "{context}: payload bytes");
+                    assert_eq!(after.3 - before.3, case.frames, "{context}: frames");
+                }
+                Some(number) => {
+                    assert_eq!(flow_delta, 0, "{context}: counted in a flow as well");
+                    assert_eq!(after.4[number] - before.4[number], case.bytes, "{context}: cell");
+                    assert_eq!(after.1, before.1, "{context}: counted in an account as well");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_full_flow_table_is_counted_not_hidden() {
+    let (ebpf, maps) = load(&Options { flows_max: 8, ..options() });
+    maps.make_cells(LOOPBACK).unwrap();
+    let template = cases().into_iter().find(|case| case.name == "tcp4").unwrap();
+    for port in 0..64u16 {
+        let mut frame = template.frame.clone();
+        frame[36..38].copy_from_slice(&(1000 + port).to_be_bytes());
+        let case = Case { name: "one of many", frame, ..cases().remove(0) };
+        run(&ebpf, name::INGRESS, &case);
+    }
+    let (total, accounts, _, _, cells) = sums(&maps, 0);
+    let frame_len = template.frame.len() as u64;
+    assert_eq!(total, 64 * frame_len);
+    assert!(cells[cell::FLOWS_FULL] > 0, "eight entries held sixty-four flows");
+    assert_eq!(accounts + cells[cell::FLOWS_FULL], total);
+    assert_eq!(flow_bytes(&maps, 0) + cells[cell::FLOWS_FULL], total);
+}
+
+#[test]
+fn an_interface_without_cells_counts_as_orphan() {
+    let (ebpf, maps) = load(&options());
+    let case = cases().remove(0);
+    run(&ebpf, name::INGRESS, &case);
+    run(&ebpf, name::EGRESS, &case);
+    run(&ebpf, name::EGRESS, &case);
+    let orphans = maps.read().unwrap().orphans;
+    assert_eq!([orphans[0].bytes, orphans[1].bytes], [case.bytes, 2 * case.bytes]);
+    assert_eq!([orphans[0].frames, orphans[1].frames], [1, 2]);
+}
