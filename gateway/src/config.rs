@@ -28,7 +28,10 @@ use std::time::Duration;
 
 use http::Method;
 
+pub use flow_abi::Direction;
+
 use crate::money::{Currency, Rate};
+pub use crate::owner::Leg;
 
 pub use self::name::Name;
 pub use self::pattern::{HostPattern, PathPattern, TenantRule};
@@ -282,22 +285,4 @@ pub struct Price {
     pub direction: Direction,
     /// How much.
     pub rate: Rate,
-}
-
-/// A side of the gateway.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Leg {
-    /// Between clients and the gateway.
-    Client,
-    /// Between the gateway and its upstreams.
-    Upstream,
-}
-
-/// Seen from the gateway.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Direction {
-    /// Leaving the gateway.
-    Tx,
-    /// Arriving at the gateway.
-    Rx,
 }

@@ -11,6 +11,7 @@ mod object;
 mod pins;
 
 use std::{
+    collections::HashSet,
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
@@ -18,12 +19,12 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{HashMap as AyaHashMap, Map, MapData},
+    maps::{HashMap as AyaHashMap, Map, MapData, MapError},
     programs::SchedClassifier,
 };
 use flow_abi::{Endpoint, EndpointKey, name, side};
 
-pub use attach::{AttachMode, AttachedLink};
+pub use attach::{AttachMode, AttachedLink, remove_clsact};
 pub use maps::{Maps, Reading, unaccounted};
 pub use object::OBJECT_VARIABLE;
 pub use pins::PinDirectory;
@@ -31,10 +32,6 @@ pub use pins::PinDirectory;
 /// What the kernel side needs to know.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Interfaces to observe, in the current network namespace.
-    pub interfaces: Vec<String>,
-    /// How to attach.
-    pub attach: AttachMode,
     /// Directory on a bpffs; the schema version is appended. None keeps nothing after exit.
     pub bpffs: Option<PathBuf>,
     /// Flow table entries.
@@ -85,6 +82,8 @@ pub struct Kernel {
     pub slots: OwnedFd,
     /// The per-socket storage's map.
     pub socket_slots: OwnedFd,
+    /// The flow table, for looking up one flow.
+    pub flows: OwnedFd,
     /// Number of slots really there (a pinned map keeps its size).
     pub slots_len: u32,
     /// Interfaces and how each direction is attached.
@@ -93,19 +92,19 @@ pub struct Kernel {
     pub epoch: String,
     /// Things an operator should know (a pinned map whose size differs from the configuration).
     pub notices: Vec<String>,
+    pins: Option<PinDirectory>,
     // Holds the programs, and the links where nothing is pinned.
-    _ebpf: Ebpf,
+    ebpf: Ebpf,
     /// Prints the programs' own log lines while it lives.
     pub log: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
 }
 
 impl Kernel {
-    /// Loads the programs over the pinned maps (making them at first) and puts them on the
-    /// interfaces, in place of an earlier process's programs and without a gap.
+    /// Loads the programs over the pinned maps, making them at first. Nothing is attached yet.
     ///
     /// # Errors
-    /// See [`KernelError`]; nothing is left attached that was not before.
-    pub fn start(options: &Options) -> Result<Self, KernelError> {
+    /// See [`KernelError`].
+    pub fn load(options: &Options) -> Result<Self, KernelError> {
         let object = object::bytes().map_err(KernelError::Object)?;
         let pins = options.bpffs.as_ref().map(PinDirectory::open).transpose()?;
         let mut notices = Vec::new();
@@ -117,78 +116,82 @@ impl Kernel {
             .then(|| aya_log::EbpfLogger::init(&mut ebpf))
             .transpose()
             .map_err(|error| KernelError::Load(error.to_string()))?;
-        for program in [name::INGRESS, name::EGRESS] {
-            program_mut(&mut ebpf, program)?
-                .load()
-                .map_err(|error| KernelError::Load(format!("{program}: {}", chain(&error))))?;
-        }
-        let maps = Maps::new(
-            take(&mut ebpf, name::FLOWS)?,
-            take(&mut ebpf, name::ACCOUNTS)?,
-            take(&mut ebpf, name::INTERFACES)?,
-            take(&mut ebpf, name::ORPHANS)?,
-            take(&mut ebpf, name::ENDPOINTS)?,
-        )
-        .map_err(|error| map_error("possible CPUs", error))?;
+        let maps = load_programs(&mut ebpf)?;
         let slots = take(&mut ebpf, name::SLOTS)?;
         let slots_len =
             slots.info().map_err(|error| map_error(name::SLOTS, error))?.max_entries();
         let socket_slots = take(&mut ebpf, name::SOCKET_SLOTS)?;
-        let accounts_id = maps
-            .accounts
-            .info()
-            .map_err(|error| map_error(name::ACCOUNTS, error))?
-            .id();
-        let mut kernel = Self {
+        let accounts_id =
+            maps.accounts.info().map_err(|error| map_error(name::ACCOUNTS, error))?.id();
+        let flows = own(&maps.flows, name::FLOWS)?;
+        Ok(Self {
             maps,
+            flows,
             slots: own(&slots, name::SLOTS)?,
             socket_slots: own(&socket_slots, name::SOCKET_SLOTS)?,
             slots_len,
             links: Vec::new(),
             epoch: format!("{}:{accounts_id}", boot_id()),
             notices,
-            _ebpf: ebpf,
+            pins,
+            ebpf,
             log,
-        };
-        for interface in &options.interfaces {
-            // The cells first: the programs do not make them.
-            kernel.maps.make_cells(attach::ifindex(interface)?)?;
-            let links =
-                attach::attach(&mut kernel._ebpf, interface, options.attach, pins.as_ref())?;
-            kernel.links.extend(links);
-        }
-        Ok(kernel)
+        })
     }
 
-    /// Makes the flows at a listener (`side::LISTENER`) or an upstream peer (`side::PEER`) the
-    /// gateway's.
+    /// Puts the programs on the interfaces, in place of an earlier process's and without a gap.
+    /// Set the endpoints before: a flow asks for its owner once.
+    ///
+    /// # Errors
+    /// An interface could not be observed; those before it stay attached.
+    pub fn attach(&mut self, interfaces: &[String], mode: AttachMode) -> Result<(), KernelError> {
+        for interface in interfaces {
+            // The cells first: the programs do not make them.
+            self.maps.make_cells(attach::ifindex(interface)?)?;
+            let links = attach::attach(&mut self.ebpf, interface, mode, self.pins.as_ref())?;
+            self.links.extend(links);
+        }
+        Ok(())
+    }
+
+    /// Makes the flows at these endpoints, and no others, the gateway's.
     ///
     /// # Errors
     /// The endpoint table is full.
-    pub fn set_endpoint(
+    pub fn set_endpoints(
         &mut self,
-        address: SocketAddr,
-        side: u16,
-        endpoint: Endpoint,
+        endpoints: &[(SocketAddr, u16, Endpoint)],
     ) -> Result<(), KernelError> {
-        let key = EndpointKey {
-            address: match address.ip() {
-                // Any local address: the programs ask for all zero first.
-                ip if ip.is_unspecified() && side == side::LISTENER => [0; 16],
-                IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
-                IpAddr::V6(ip) => ip.octets(),
-            },
-            port: address.port(),
-            side,
-        };
-        let data = MapData::from_id(
-            self.maps.endpoints.info().map_err(|e| map_error(name::ENDPOINTS, e))?.id(),
-        )
-        .map_err(|error| map_error(name::ENDPOINTS, error))?;
-        let mut map: AyaHashMap<_, EndpointKey, Endpoint> = Map::HashMap(data)
-            .try_into()
-            .map_err(|error| map_error(name::ENDPOINTS, error))?;
-        map.insert(key, endpoint, 0).map_err(|error| map_error(name::ENDPOINTS, error))
+        let fail = |error: MapError| map_error(name::ENDPOINTS, error);
+        let data =
+            self.maps.endpoints.info().and_then(|info| MapData::from_id(info.id())).map_err(fail)?;
+        let mut map: AyaHashMap<_, EndpointKey, Endpoint> =
+            Map::HashMap(data).try_into().map_err(fail)?;
+        let mut wanted = HashSet::new();
+        for (address, side, endpoint) in endpoints {
+            let key = endpoint_key(*address, *side);
+            map.insert(key, endpoint, 0).map_err(fail)?;
+            wanted.insert(key);
+        }
+        let stale: Vec<EndpointKey> =
+            map.keys().flatten().filter(|key| !wanted.contains(key)).collect();
+        for key in stale {
+            map.remove(&key).map_err(fail)?;
+        }
+        Ok(())
+    }
+}
+
+fn endpoint_key(address: SocketAddr, side: u16) -> EndpointKey {
+    EndpointKey {
+        address: match address.ip() {
+            // Any local address: the programs ask for all zero first.
+            ip if ip.is_unspecified() && side == side::LISTENER => [0; 16],
+            IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
+            IpAddr::V6(ip) => ip.octets(),
+        },
+        port: address.port(),
+        side,
     }
 }
 
@@ -199,20 +202,24 @@ impl Kernel {
 pub fn load_for_test(options: &Options) -> Result<(Ebpf, Maps), KernelError> {
     let object = object::bytes().map_err(KernelError::Object)?;
     let mut ebpf = load(&object, options, None)?;
+    let maps = load_programs(&mut ebpf)?;
+    Ok((ebpf, maps))
+}
+
+fn load_programs(ebpf: &mut Ebpf) -> Result<Maps, KernelError> {
     for program in [name::INGRESS, name::EGRESS] {
-        program_mut(&mut ebpf, program)?
+        program_mut(ebpf, program)?
             .load()
             .map_err(|error| KernelError::Load(format!("{program}: {}", chain(&error))))?;
     }
-    let maps = Maps::new(
-        take(&mut ebpf, name::FLOWS)?,
-        take(&mut ebpf, name::ACCOUNTS)?,
-        take(&mut ebpf, name::INTERFACES)?,
-        take(&mut ebpf, name::ORPHANS)?,
-        take(&mut ebpf, name::ENDPOINTS)?,
+    Maps::new(
+        take(ebpf, name::FLOWS)?,
+        take(ebpf, name::ACCOUNTS)?,
+        take(ebpf, name::INTERFACES)?,
+        take(ebpf, name::ORPHANS)?,
+        take(ebpf, name::ENDPOINTS)?,
     )
-    .map_err(|error| map_error("possible CPUs", error))?;
-    Ok((ebpf, maps))
+    .map_err(|error| map_error("possible CPUs", error))
 }
 
 fn load(

@@ -1,9 +1,29 @@
-//! edgemeter
+//! edgemeter: a reverse proxy that knows, to the byte, what the wire carried for each request.
+//!
+//! Two flows meet in [`attribution`]:
+//!
+//! ```text
+//! packet → TC programs (ebpf/flow-tc) → maps → kernel::maps → collector ─┐
+//!                                         ↑                              ├→ attribution → ledger → export
+//! request → proxy::route → proxy::upstream → proxy::record → slots ──────┘
+//! ```
+//!
+//! [`slots`] is the seam: memory in which the proxy tells the kernel whose bytes come next.
+//! `proxy` and `kernel` never import each other; `attribution`, `ledger` and `owner` know neither
+//! pingora nor aya nor tokio. Only [`app`] sees everything.
+
+pub mod access_log;
+pub mod admin;
+pub mod app;
 pub mod attribution;
+pub mod collector;
 pub mod config;
+pub mod export;
 pub mod kernel;
 pub mod ledger;
 pub mod money;
 pub mod owner;
+pub mod proxy;
+pub mod report;
 pub mod slots;
 pub mod units;

@@ -7,14 +7,15 @@
 use std::{
     collections::VecDeque,
     io,
+    net::{IpAddr, SocketAddr},
     os::fd::{AsRawFd, OwnedFd, RawFd},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering, fence},
     },
 };
 
-use flow_abi::{RANGES, Range, Slot, SocketSlot, closed};
+use flow_abi::{FlowCounters, FlowKey, RANGES, Range, Slot, SocketSlot, closed};
 
 use crate::owner::OwnerId;
 
@@ -28,6 +29,8 @@ const SILENT_NS: u64 = 900_000_000_000;
 pub struct Slots {
     memory: Memory,
     socket_slots: OwnedFd,
+    flows: OwnedFd,
+    interfaces: OnceLock<Vec<u32>>,
     book: Mutex<Book>,
     next_generation: AtomicU64,
     /// Connections that found no free slot: their bytes stay with their endpoint's overhead.
@@ -52,6 +55,8 @@ pub struct Opening {
     /// True when payload received before now belongs to the first request (no TLS handshake
     /// came first).
     pub claims_unbound: bool,
+    /// Local and remote address.
+    pub addresses: Option<(SocketAddr, SocketAddr)>,
 }
 
 /// Wire bytes received and claimed from the unclaimed account.
@@ -90,6 +95,8 @@ pub struct Connection {
     slots: Arc<Slots>,
     index: u32,
     fd: RawFd,
+    /// What had been received before the slot was given; part of the slot's counters once bound.
+    unbound: Claimed,
     state: Mutex<State>,
     overhead: OwnerId,
 }
@@ -107,7 +114,12 @@ impl Slots {
     ///
     /// # Errors
     /// The map cannot be memory-mapped.
-    pub fn open(slots: &OwnedFd, socket_slots: OwnedFd, len: u32) -> io::Result<Arc<Self>> {
+    pub fn open(
+        slots: &OwnedFd,
+        socket_slots: OwnedFd,
+        flows: OwnedFd,
+        len: u32,
+    ) -> io::Result<Arc<Self>> {
         let memory = Memory::map(slots, len)?;
         let mut book = Book { free: VecDeque::new(), closing: Vec::new() };
         for index in 0..len {
@@ -118,12 +130,19 @@ impl Slots {
         Ok(Arc::new(Self {
             memory,
             socket_slots,
+            flows,
+            interfaces: OnceLock::new(),
             book: Mutex::new(book),
             // Monotonic within a boot, as the pinned map is.
             next_generation: AtomicU64::new(now_ns()),
             exhausted: AtomicU64::new(0),
             overwritten: AtomicU64::new(0),
         }))
+    }
+
+    /// Names the observed interfaces: where a new connection's flow is looked for.
+    pub fn observe(&self, interfaces: Vec<u32>) {
+        let _ = self.interfaces.set(interfaces);
     }
 
     /// Gives a connection a slot. None when there is none, or the socket is gone.
@@ -169,8 +188,12 @@ impl Slots {
             self.retire(index);
             return None;
         }
+        // From here on a frame that carries payload binds the flow to the slot. What came before
+        // waits in the flow, and is final: read it now.
+        let unbound = if opening.claims_unbound { self.unbound(&opening) } else { Claimed::default() };
         Some(Arc::new(Connection {
             slots: Arc::clone(self),
+            unbound,
             index,
             fd,
             overhead: opening.overhead,
@@ -181,6 +204,30 @@ impl Slots {
                 last_ticket: RangeTicket { sequence: 0, offset: 0 },
             }),
         }))
+    }
+
+    /// Payload-carrying frames a flow received before it was bound.
+    fn unbound(&self, opening: &Opening) -> Claimed {
+        let Some((local, remote)) = opening.addresses else { return Claimed::default() };
+        for ifindex in self.interfaces.get().into_iter().flatten() {
+            let key = FlowKey {
+                local: mapped(local.ip()),
+                remote: mapped(remote.ip()),
+                local_port: local.port(),
+                remote_port: remote.port(),
+                ifindex: *ifindex,
+                protocol: 6,
+                reserved: [0; 3],
+            };
+            if let Some(flow) = bpf_lookup_flow(&self.flows, &key) {
+                return Claimed {
+                    ifindex: *ifindex,
+                    bytes: flow.rx_unbound_bytes,
+                    frames: flow.rx_unbound_frames,
+                };
+            }
+        }
+        Claimed::default()
     }
 
     /// Frees the slots of connections that have closed and gone quiet. Returns `(in use, free)`.
@@ -266,40 +313,42 @@ impl Connection {
     /// From now on, received payload belongs to `owner`. Returns what came before and nobody had
     /// claimed: the head of this very request.
     pub fn claim(&self, owner: OwnerId) -> Claimed {
-        let slot = self.slot();
+        // Before reading, so that a frame between the two is claimed by the next request at the
+        // latest, and by nobody twice.
         // SAFETY: ours to write.
-        unsafe { (&raw mut (*slot).rx_owner).write_volatile(owner.0) };
+        unsafe { (&raw mut (*self.slot()).rx_owner).write_volatile(owner.0) };
         self.take_unclaimed()
     }
 
-    /// Received payload is nobody's again, until the next claim. Returns what was unclaimed.
-    pub fn release(&self) -> Claimed {
-        let slot = self.slot();
+    /// Received payload is nobody's again, until the next claim.
+    pub fn release(&self) {
         // SAFETY: ours to write.
-        unsafe { (&raw mut (*slot).rx_owner).write_volatile(0) };
-        self.take_unclaimed()
+        unsafe { (&raw mut (*self.slot()).rx_owner).write_volatile(0) };
     }
 
     /// Takes what has been received and not claimed since the last time.
     pub fn take_unclaimed(&self) -> Claimed {
         let mut state = self.state();
         let slot = self.slot();
-        // SAFETY: in range; the kernel adds to these counters, hence volatile.
+        // SAFETY: in range; the kernel adds to these counters, hence volatile. The interface is
+        // written last at binding, so once it is seen the counters hold the unbound bytes.
         let now = unsafe {
-            Claimed {
-                ifindex: (&raw const (*slot).ifindex).read_volatile(),
-                bytes: (&raw const (*slot).rx_unclaimed_bytes).read_volatile(),
-                frames: (&raw const (*slot).rx_unclaimed_frames).read_volatile(),
+            match (&raw const (*slot).ifindex).read_volatile() {
+                0 => self.unbound,
+                ifindex => {
+                    fence(Ordering::Acquire);
+                    Claimed {
+                        ifindex,
+                        bytes: (&raw const (*slot).rx_unclaimed_bytes).read_volatile(),
+                        frames: (&raw const (*slot).rx_unclaimed_frames).read_volatile(),
+                    }
+                }
             }
         };
-        if now.ifindex == 0 {
-            // Nothing sent yet, so the interface is not known: leave it for the next time.
-            return Claimed::default();
-        }
         let taken = Claimed {
             ifindex: now.ifindex,
-            bytes: now.bytes - state.claimed.bytes,
-            frames: now.frames - state.claimed.frames,
+            bytes: now.bytes.saturating_sub(state.claimed.bytes),
+            frames: now.frames.saturating_sub(state.claimed.frames),
         };
         state.claimed = now;
         taken
@@ -466,16 +515,18 @@ fn stream_offset(fd: RawFd) -> io::Result<u64> {
     Ok((info.bytes_sent + u64::from(info.notsent_bytes)).saturating_sub(info.bytes_retrans))
 }
 
+/// `union bpf_attr`, the element arm.
+#[repr(C)]
+struct ElemAttr {
+    map_fd: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
 /// `BPF_MAP_UPDATE_ELEM` on the per-socket storage: key is the socket's descriptor.
 fn bpf_update_socket(map: &OwnedFd, fd: RawFd, value: &SocketSlot) -> io::Result<()> {
-    #[repr(C)]
-    struct ElemAttr {
-        map_fd: u32,
-        padding: u32,
-        key: u64,
-        value: u64,
-        flags: u64,
-    }
     const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
     let attr = ElemAttr {
         map_fd: map.as_raw_fd().unsigned_abs(),
@@ -491,8 +542,33 @@ fn bpf_update_socket(map: &OwnedFd, fd: RawFd, value: &SocketSlot) -> io::Result
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// `BPF_MAP_LOOKUP_ELEM` on the flow table.
+fn bpf_lookup_flow(map: &OwnedFd, key: &FlowKey) -> Option<FlowCounters> {
+    const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
+    let mut flow = FlowCounters::default();
+    let attr = ElemAttr {
+        map_fd: map.as_raw_fd().unsigned_abs(),
+        padding: 0,
+        key: std::ptr::from_ref(key) as u64,
+        value: (&raw mut flow) as u64,
+        flags: 0,
+    };
+    // SAFETY: the element arm of bpf_attr; key and value have the map's sizes.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_ELEM, &raw const attr, size_of::<ElemAttr>())
+    };
+    (result == 0).then_some(flow)
+}
+
+fn mapped(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    }
+}
+
 /// Monotonic time in nanoseconds, the clock the programs stamp with (theirs is its coarse form).
-fn now_ns() -> u64 {
+pub(crate) fn now_ns() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: writes one timespec.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &raw mut time) };

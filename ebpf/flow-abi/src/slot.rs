@@ -68,7 +68,7 @@ pub struct Slot {
     pub min_rtt_us: u32,
     /// Kernel: [`closed`] bits.
     pub closed: u32,
-    /// Kernel: interface of the last frame.
+    /// Kernel: interface the connection was bound on; 0 until then.
     pub ifindex: u32,
     /// Kernel: coarse monotonic time of the last frame, nanoseconds.
     pub last_ns: u64,

@@ -314,7 +314,7 @@ unsafe fn sent(
                     if slot.is_none()
                         && let Some(given) = socket_slot(sk)
                     {
-                        slot = bind(flow, given.slot, given.generation);
+                        slot = bind(flow, parsed.key.ifindex, given.slot, given.generation);
                     }
                 }
                 // Request and time-wait sockets are not full: their frames carry no payload.
@@ -354,7 +354,6 @@ unsafe fn sent(
         }
         if let Some(slot) = slot {
             note(slot, parsed, flow_flag::FIN, closed::FIN_TX, now);
-            (*slot).ifindex = parsed.key.ifindex;
             if wire.payload != 0 {
                 return ranges::split(slot, offset, parsed.key.ifindex, wire);
             }
@@ -384,7 +383,12 @@ unsafe fn note(slot: *mut Slot, parsed: &Parsed, fin: u32, bit: u32, now: u64) {
 
 /// Ties the flow to its connection's slot, and hands the slot what was received before.
 #[inline(always)]
-unsafe fn bind(flow: *mut FlowCounters, index: u32, generation: u64) -> Option<*mut Slot> {
+unsafe fn bind(
+    flow: *mut FlowCounters,
+    ifindex: u32,
+    index: u32,
+    generation: u64,
+) -> Option<*mut Slot> {
     let slot = live_slot(index, generation)?;
     unsafe {
         (*flow).slot = index;
@@ -399,6 +403,8 @@ unsafe fn bind(flow: *mut FlowCounters, index: u32, generation: u64) -> Option<*
         }
         (*flow).rx_unbound_bytes = 0;
         (*flow).rx_unbound_frames = 0;
+        // Last: tells the gateway that the counters above now hold what came before binding.
+        core::ptr::write_volatile(&raw mut (*slot).ifindex, ifindex);
     }
     Some(slot)
 }
@@ -436,7 +442,7 @@ unsafe fn bind_by_lookup(
         let given = socket_slot(sk.cast());
         bpf_sk_release(sk.cast());
         let given = given?;
-        bind(flow, given.slot, given.generation)
+        bind(flow, key.ifindex, given.slot, given.generation)
     }
 }
 

@@ -2,10 +2,11 @@
 
 use std::{collections::HashMap, io, os::fd::AsFd};
 
-use aya::maps::{Map, MapData, PerCpuArray, PerCpuHashMap, PerCpuValues};
-use flow_abi::{Account, AccountKey, Cell, FlowCounters, FlowKey, InterfaceCells, cell, name};
+use aya::maps::{HashMap as AyaHashMap, Map, MapData, PerCpuArray, PerCpuHashMap, PerCpuValues};
+use flow_abi::{Account, AccountKey, Cell, FlowCounters, FlowKey, InterfaceCells, cell, flow_flag, name};
 
 use super::{KernelError, batch, map_error};
+use crate::slots::now_ns;
 
 /// Open maps.
 pub struct Maps {
@@ -108,6 +109,36 @@ impl Maps {
         )
     }
 
+    /// Removes flows that are over, and returns how many are left. Nothing is billed from flows:
+    /// their bytes are in the accounts.
+    ///
+    /// A closed connection stays longer than TIME_WAIT, so that its last segments do not make a
+    /// new flow.
+    ///
+    /// # Errors
+    /// The map could not be read.
+    pub fn expire_flows(&self) -> io::Result<u64> {
+        let now = now_ns();
+        let mut live = 0;
+        let mut over = Vec::new();
+        self.read_flows(|key, flow| {
+            let silent = now.saturating_sub(flow.last_ns);
+            if silent > lifetime_ns(&key, &flow) { over.push(key) } else { live += 1 }
+        })?;
+        let data = self
+            .flows
+            .info()
+            .and_then(|info| MapData::from_id(info.id()))
+            .map_err(io::Error::other)?;
+        let mut map: AyaHashMap<_, FlowKey, FlowCounters> =
+            Map::HashMap(data).try_into().map_err(io::Error::other)?;
+        for key in over {
+            // Another process may have removed it.
+            let _ = map.remove(&key);
+        }
+        Ok(live)
+    }
+
     fn each_interface(&self, mut visit: impl FnMut(u32, InterfaceCells)) -> io::Result<()> {
         batch::for_each(
             self.interfaces.fd().as_fd(),
@@ -177,6 +208,19 @@ impl Reading {
 #[must_use]
 pub fn unaccounted(cells: &[Cell; cell::COUNT]) -> u64 {
     cells[1..].iter().map(|cell| cell.bytes).sum()
+}
+
+/// Silence after which a flow is over, nanoseconds.
+fn lifetime_ns(key: &FlowKey, flow: &FlowCounters) -> u64 {
+    const SECOND: u64 = 1_000_000_000;
+    const TCP: u8 = 6;
+    let either = |flag: u32| flow.flags & (flag | flag << flow_flag::TX_SHIFT) != 0;
+    let closed = either(flow_flag::RST) || either(flow_flag::FIN);
+    match key.protocol {
+        TCP if closed => 120 * SECOND,
+        TCP => 7200 * SECOND,
+        _ => 300 * SECOND,
+    }
 }
 
 fn sum_accounts(a: &Account, b: &Account) -> Account {

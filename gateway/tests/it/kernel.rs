@@ -4,7 +4,7 @@ use aya::{
     Ebpf,
     programs::{SchedClassifier, TestRun as _, TestRunOptions},
 };
-use edgemeter::kernel::{self, AttachMode, Maps, Options, Reading};
+use edgemeter::kernel::{self, Maps, Options, Reading};
 use flow_abi::{cell, name};
 
 use crate::packets::{Case, cases};
@@ -16,8 +16,6 @@ const LOOPBACK: u32 = 1;
 
 pub fn options() -> Options {
     Options {
-        interfaces: Vec::new(),
-        attach: AttachMode::Auto,
         bpffs: None,
         flows_max: 4096,
         connections_max: 64,

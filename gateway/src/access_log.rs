@@ -1,0 +1,311 @@
+//! The access log: one JSON line a request, with the bytes the wire carried for it.
+//!
+//! When a request ends, its last bytes may still wait in the send queue. So a line waits until
+//! the kernel has sent every payload byte of the request once (`wire.settled`), or for the
+//! configured time. Retransmits after that are in the accounts, not in the line.
+
+use std::{
+    fs::OpenOptions,
+    io::{self, Write},
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use serde::Serialize;
+
+use crate::{
+    config::{self, AccessLogTarget, Name},
+    owner::Quality,
+    slots::{Connection, RangeTicket},
+    units::PayloadBytes,
+};
+
+/// How often waiting lines are looked at.
+const POLL: Duration = Duration::from_millis(50);
+
+/// A finished request.
+pub struct Entry {
+    /// When it ended.
+    pub unix_time: SystemTime,
+    /// Request id, from the client or made here.
+    pub id: String,
+    /// Listener name.
+    pub listener: Arc<str>,
+    /// Client address and port.
+    pub client_address: String,
+    /// Method.
+    pub method: String,
+    /// Host as sent.
+    pub host: String,
+    /// Path without the query, which may hold secrets.
+    pub path: String,
+    /// HTTP version.
+    pub version: &'static str,
+    /// None when no route matched.
+    pub route: Option<Name>,
+    /// None when no route matched.
+    pub service: Option<Name>,
+    /// Tenant.
+    pub tenant: Box<str>,
+    /// Status sent; 0 when none was.
+    pub status: u16,
+    /// From the parsed request to its end.
+    pub duration: Duration,
+    /// From the parsed request to an upstream connection.
+    pub upstream_connected: Option<Duration>,
+    /// Body received.
+    pub request_body: PayloadBytes,
+    /// Body sent.
+    pub response_body: PayloadBytes,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The client connection; None when the kernel side does not know it.
+    pub client: Option<Leg>,
+    /// Upstream attempts that got a connection: peer, reused, wire.
+    pub upstreams: Vec<(SocketAddr, bool, Option<Leg>)>,
+    /// When the line began to wait.
+    pub ended: Instant,
+}
+
+/// How a request ended.
+pub struct Outcome {
+    /// pingora's or our words; None when all went well.
+    pub error: Option<String>,
+    /// Peers tried, reachable or not.
+    pub attempts: usize,
+}
+
+/// One connection's part of the request.
+pub struct Leg {
+    /// Where the ranges are.
+    pub connection: Arc<Connection>,
+    /// The request's ranges.
+    pub tickets: Vec<RangeTicket>,
+    /// Payload bytes the request wrote; None when not known (HTTP/2).
+    pub sent_payload: Option<u64>,
+    /// Wire bytes received for it.
+    pub received_wire_bytes: u64,
+    /// Exact, or estimated on HTTP/2.
+    pub quality: Quality,
+    /// Smoothed round-trip time at its end, microseconds.
+    pub srtt_us: u32,
+}
+
+/// The queue to the writer.
+pub struct AccessLog {
+    sender: SyncSender<Message>,
+    writer: Mutex<Option<JoinHandle<()>>>,
+    lost: Arc<AtomicU64>,
+}
+
+enum Message {
+    Line(Box<Entry>),
+    Close,
+}
+
+impl AccessLog {
+    /// Opens the target and starts the writer.
+    ///
+    /// # Errors
+    /// The file cannot be opened for appending, or no thread could be started.
+    pub fn start(config: &config::AccessLog) -> io::Result<Self> {
+        let target: Box<dyn Write + Send> = match &config.target {
+            AccessLogTarget::StandardOutput => Box::new(io::stdout()),
+            AccessLogTarget::File(path) => {
+                if let Some(folder) = path.parent() {
+                    std::fs::create_dir_all(folder)?;
+                }
+                Box::new(OpenOptions::new().create(true).append(true).open(path).map_err(
+                    |error| io::Error::new(error.kind(), format!("{}: {error}", path.display())),
+                )?)
+            }
+        };
+        let (sender, receiver) = sync_channel(config.queue);
+        let lost = Arc::new(AtomicU64::new(0));
+        let settle = config.settle;
+        let failures = Arc::clone(&lost);
+        let writer = std::thread::Builder::new()
+            .name("access-log".into())
+            .spawn(move || write_lines(&receiver, target, settle, &failures))?;
+        Ok(Self { sender, writer: Mutex::new(Some(writer)), lost })
+    }
+
+    /// Queues a line; a full queue loses it, countably.
+    pub fn push(&self, entry: Entry) {
+        if self.sender.try_send(Message::Line(Box::new(entry))).is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Writes what is queued and ends the writer.
+    pub fn close(&self) {
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(writer) = writer
+            && self.sender.send(Message::Close).is_ok()
+        {
+            let _ = writer.join();
+        }
+    }
+
+    /// Lines that were not written: the queue was full, or the disk.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+}
+
+fn write_lines(
+    receiver: &Receiver<Message>,
+    target: Box<dyn Write + Send>,
+    settle: Duration,
+    lost: &AtomicU64,
+) {
+    let mut out = io::BufWriter::new(target);
+    let mut waiting: Vec<Box<Entry>> = Vec::new();
+    let mut open = true;
+    while open || !waiting.is_empty() {
+        match receiver.recv_timeout(POLL) {
+            Ok(first) => {
+                for message in std::iter::once(first).chain(receiver.try_iter()) {
+                    match message {
+                        Message::Line(entry) => waiting.push(entry),
+                        // At shutdown the sockets are closed: what is not settled is written so.
+                        Message::Close => open = false,
+                    }
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => open = false,
+        }
+        waiting.retain(|entry| {
+            let settled = entry.settled();
+            if !settled && open && entry.ended.elapsed() < settle {
+                return true;
+            }
+            if write_line(&mut out, entry, settled).is_err() {
+                lost.fetch_add(1, Ordering::Relaxed);
+            }
+            false
+        });
+        if out.flush().is_err() {
+            lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Entry {
+    fn settled(&self) -> bool {
+        let upstreams = self.upstreams.iter().filter_map(|(_, _, leg)| leg.as_ref());
+        self.client.iter().chain(upstreams).all(Leg::settled)
+    }
+}
+
+impl Leg {
+    /// True when the kernel has sent every payload byte once.
+    fn settled(&self) -> bool {
+        let Some(expected) = self.sent_payload else { return self.quality == Quality::Estimated };
+        let sent = |ticket| self.connection.read(ticket).map(|range| range.first_payload_bytes);
+        let sent: Option<u64> = self.tickets.iter().map(|ticket| sent(*ticket)).sum();
+        // An overwritten range will not get better by waiting.
+        sent.is_none_or(|sent| sent >= expected)
+    }
+
+    fn wire(&self) -> Wire {
+        let mut wire = Wire {
+            received_bytes: self.received_wire_bytes,
+            sent_bytes: Some(0),
+            retransmits: Some(0),
+            srtt_us: self.srtt_us,
+            quality: self.quality.as_str(),
+        };
+        for ticket in &self.tickets {
+            let read = self.connection.read(*ticket);
+            wire.sent_bytes = wire.sent_bytes.zip(read).map(|(sum, range)| sum + range.wire_bytes);
+            wire.retransmits =
+                wire.retransmits.zip(read).map(|(sum, range)| sum + range.retransmit_frames);
+        }
+        wire
+    }
+}
+
+#[derive(Serialize)]
+struct Wire {
+    received_bytes: u64,
+    /// Null when the range was overwritten before it could be read.
+    sent_bytes: Option<u64>,
+    retransmits: Option<u64>,
+    srtt_us: u32,
+    quality: &'static str,
+}
+
+fn write_line(out: &mut impl Write, entry: &Entry, settled: bool) -> io::Result<()> {
+    #[derive(Serialize)]
+    struct Attempt {
+        peer: SocketAddr,
+        reused: bool,
+        wire: Option<Wire>,
+    }
+    #[derive(Serialize)]
+    struct Line<'a> {
+        unix_ms: u128,
+        id: &'a str,
+        listener: &'a str,
+        client: &'a str,
+        method: &'a str,
+        host: &'a str,
+        path: &'a str,
+        version: &'a str,
+        route: Option<&'a str>,
+        service: Option<&'a str>,
+        tenant: &'a str,
+        status: u16,
+        duration_us: u128,
+        upstream_connected_us: Option<u128>,
+        request_body_bytes: u64,
+        response_body_bytes: u64,
+        peers_tried: usize,
+        error: Option<&'a str>,
+        wire: Option<Wire>,
+        wire_settled: bool,
+        upstream: Vec<Attempt>,
+    }
+    let line = Line {
+        unix_ms: entry.unix_time.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis(),
+        id: &entry.id,
+        listener: &entry.listener,
+        client: &entry.client_address,
+        method: &entry.method,
+        host: &entry.host,
+        path: &entry.path,
+        version: entry.version,
+        route: entry.route.as_ref().map(Name::as_str),
+        service: entry.service.as_ref().map(Name::as_str),
+        tenant: &entry.tenant,
+        status: entry.status,
+        duration_us: entry.duration.as_micros(),
+        upstream_connected_us: entry.upstream_connected.map(|time| time.as_micros()),
+        request_body_bytes: entry.request_body.0,
+        response_body_bytes: entry.response_body.0,
+        peers_tried: entry.outcome.attempts,
+        error: entry.outcome.error.as_deref(),
+        wire: entry.client.as_ref().map(Leg::wire),
+        wire_settled: settled,
+        upstream: entry
+            .upstreams
+            .iter()
+            .map(|(peer, reused, leg)| Attempt {
+                peer: *peer,
+                reused: *reused,
+                wire: leg.as_ref().map(Leg::wire),
+            })
+            .collect(),
+    };
+    serde_json::to_writer(&mut *out, &line)?;
+    out.write_all(b"\n")
+}

@@ -1,0 +1,67 @@
+//! The admin port: health, readiness, metrics. Loopback unless configured otherwise.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use http::{Response, header};
+use pingora::{apps::http_app::ServeHttp, protocols::http::ServerSession};
+use prometheus_client::{encoding::text::encode, registry::Registry};
+
+use crate::export::WireView;
+
+/// Serves `/metrics`, `/livez` and `/readyz`.
+pub struct Admin {
+    /// Every metric.
+    pub registry: Registry,
+    /// What the collector published last.
+    pub view: Arc<Mutex<WireView>>,
+}
+
+#[async_trait]
+impl ServeHttp for Admin {
+    async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
+        match session.req_header().uri.path() {
+            "/metrics" => self.metrics(),
+            "/livez" => answer(200, "text/plain", "ok\n".into()),
+            "/readyz" => self.readiness(),
+            _ => answer(404, "text/plain", "not here; try /metrics, /livez or /readyz\n".into()),
+        }
+    }
+}
+
+impl Admin {
+    fn metrics(&self) -> Response<Vec<u8>> {
+        let mut text = String::new();
+        match encode(&mut text, &self.registry) {
+            Ok(()) => {
+                answer(200, "application/openmetrics-text; version=1.0.0; charset=utf-8", text)
+            }
+            Err(error) => answer(500, "text/plain", format!("cannot encode metrics: {error}\n")),
+        }
+    }
+
+    /// Ready means serving; a degraded observer is said, not hidden, and does not fail it.
+    fn readiness(&self) -> Response<Vec<u8>> {
+        let degraded =
+            self.view.lock().unwrap_or_else(PoisonError::into_inner).degraded.clone();
+        let body = match degraded {
+            None => serde_json::json!({ "status": "ready", "observer": "attached" }),
+            Some(reason) => {
+                serde_json::json!({ "status": "ready", "observer": "degraded", "reason": reason })
+            }
+        };
+        answer(200, "application/json", format!("{body}\n"))
+    }
+}
+
+fn answer(status: u16, content_type: &str, body: String) -> Response<Vec<u8>> {
+    let mut response = Response::new(Vec::new());
+    *response.status_mut() = http::StatusCode::from_u16(status).unwrap_or_default();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_LENGTH, header::HeaderValue::from(body.len()));
+    if let Ok(value) = header::HeaderValue::from_str(content_type) {
+        headers.insert(header::CONTENT_TYPE, value);
+    }
+    *response.body_mut() = body.into_bytes();
+    response
+}

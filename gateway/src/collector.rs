@@ -1,0 +1,180 @@
+//! The collector: once an interval, kernel counters → attribution → ledger → published view.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::Ordering,
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    },
+    thread::JoinHandle,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use crate::{
+    attribution::{Claims, Counters, Watermarks, attribute},
+    export::WireView,
+    kernel::Kernel,
+    ledger::{Ledger, LedgerError, Tick},
+    proxy::Shared,
+    slots::Slots,
+};
+
+/// Flows are looked at once in this many ticks: nothing is billed from them.
+const FLOW_TICKS: u64 = 10;
+
+/// Everything a tick needs.
+pub struct Collector {
+    kernel: Kernel,
+    slots: Arc<Slots>,
+    claims: Arc<Claims>,
+    ledger: Ledger,
+    shared: Arc<Shared>,
+    view: Arc<Mutex<WireView>>,
+    watermarks: Watermarks,
+    interfaces: HashMap<u32, String>,
+    ticks: u64,
+}
+
+/// The running thread.
+pub struct CollectorThread {
+    stop: Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Collector {
+    /// Continues where the ledger stopped.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    pub fn new(
+        kernel: Kernel,
+        slots: Arc<Slots>,
+        claims: Arc<Claims>,
+        ledger: Ledger,
+        shared: Arc<Shared>,
+        view: Arc<Mutex<WireView>>,
+    ) -> Result<Self, LedgerError> {
+        let watermarks = ledger.watermarks(&kernel.epoch)?;
+        let balances = ledger.balances()?;
+        view.lock().unwrap_or_else(PoisonError::into_inner).balances = balances;
+        let interfaces = kernel
+            .links
+            .iter()
+            .map(|link| (link.ifindex, link.interface.clone()))
+            .collect();
+        Ok(Self { kernel, slots, claims, ledger, shared, view, watermarks, interfaces, ticks: 0 })
+    }
+
+    /// Runs until stopped; then once more, so that the last bytes are posted.
+    ///
+    /// # Errors
+    /// No thread could be started.
+    pub fn start(mut self, interval: Duration) -> std::io::Result<CollectorThread> {
+        let (stop, stopped) = channel();
+        let thread = std::thread::Builder::new().name("collector".into()).spawn(move || {
+            while wait(&stopped, interval) {
+                self.tick();
+            }
+            self.tick();
+        })?;
+        Ok(CollectorThread { stop, thread })
+    }
+
+    fn tick(&mut self) {
+        self.ticks += 1;
+        if let Some(log) = &mut self.kernel.log {
+            log.flush();
+        }
+        // Before the counters, so that what is claimed has been counted.
+        let claims = self.claims.take();
+        let reading = match self.kernel.maps.read() {
+            Ok(reading) => reading,
+            Err(error) => {
+                self.claims.put_back(&claims);
+                log::error!("cannot read the kernel's counters: {error}; they keep counting");
+                self.publish(|view| view.commit_failures += 1);
+                return;
+            }
+        };
+        let gap_bytes = reading.gap_bytes();
+        let orphan_bytes = reading.orphans.iter().map(|cell| cell.bytes).sum();
+        let counters = Counters { accounts: reading.accounts, interfaces: reading.interfaces };
+        let mut watermarks = self.watermarks.clone();
+        let (postings, regressions) = attribute(&mut watermarks, &counters, &claims);
+        for regression in &regressions {
+            log::error!("{regression}");
+        }
+        let unix_seconds = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs().cast_signed());
+        let appended = self.ledger.append(&Tick {
+            unix_seconds,
+            epoch: &self.kernel.epoch,
+            postings: &postings,
+            watermarks: &watermarks,
+            interfaces: &self.interfaces,
+        });
+        match appended {
+            Ok(()) => self.watermarks = watermarks,
+            Err(error) => {
+                // Nothing was posted: the next tick posts from the old watermarks.
+                self.claims.put_back(&claims);
+                log::error!("{error}; metering goes on, the next tick posts these bytes");
+                self.publish(|view| view.commit_failures += 1);
+                return;
+            }
+        }
+        let (used, free) = self.slots.reclaim();
+        self.shared.meter.sweep();
+        let flows = (self.ticks % FLOW_TICKS == 1).then(|| self.count_flows());
+        let slots = &self.slots;
+        let shared = &self.shared;
+        let interfaces = &self.interfaces;
+        self.publish(|view| {
+            view.balances.add(&postings, interfaces);
+            view.gap_bytes = gap_bytes;
+            view.orphan_bytes = orphan_bytes;
+            view.ticks += 1;
+            view.regressions += regressions.len() as u64;
+            view.slots = (used as u64, free as u64);
+            view.slots_exhausted = slots.exhausted.load(Ordering::Relaxed);
+            view.ranges_overwritten = slots.overwritten.load(Ordering::Relaxed);
+            view.owner_failures = shared.meter.owner_failures.load(Ordering::Relaxed);
+            view.access_log_lost = shared.access_log.as_ref().map_or(0, |log| log.lost());
+            if let Some(flows) = flows {
+                view.flows = flows;
+            }
+        });
+    }
+
+    /// Counts the flows and drops those that are over: their bytes are in the accounts.
+    fn count_flows(&self) -> u64 {
+        match self.kernel.maps.expire_flows() {
+            Ok(live) => live,
+            Err(error) => {
+                log::warn!("cannot read the flow table: {error}");
+                0
+            }
+        }
+    }
+
+    fn publish(&self, change: impl FnOnce(&mut WireView)) {
+        change(&mut self.view.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+impl CollectorThread {
+    /// Posts what is left and ends.
+    pub fn stop(self) {
+        drop(self.stop);
+        if self.thread.join().is_err() {
+            log::error!("the collector panicked; the kernel keeps counting for the next start");
+        }
+    }
+}
+
+/// False when it is time to stop.
+fn wait(stopped: &Receiver<()>, interval: Duration) -> bool {
+    matches!(stopped.recv_timeout(interval), Err(RecvTimeoutError::Timeout))
+}

@@ -1,0 +1,179 @@
+//! Request metrics. With [`super::wire`], the only places where metric names are written.
+
+use std::{sync::Arc, time::Duration};
+
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, histogram::Histogram},
+    registry::{Registry, Unit},
+};
+
+use crate::{
+    config::{Config, UpstreamIndex},
+    proxy::{meter::UNROUTED, route::Route},
+    units::PayloadBytes,
+};
+
+/// Seconds, 100 µs to 10 s.
+const DURATION_BUCKETS: [f64; 14] =
+    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 10.0];
+/// Seconds, 20 µs to 1 s.
+const RTT_BUCKETS: [f64; 12] =
+    [0.00002, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.02, 0.1, 0.3, 1.0];
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct RouteLabel {
+    route: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct UpstreamLabel {
+    upstream: String,
+}
+
+/// Labels of a finished request.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct RequestLabels {
+    route: String,
+    service: String,
+    status_class: &'static str,
+}
+
+impl RequestLabels {
+    /// Status 0 means that no response was sent.
+    #[must_use]
+    pub fn new(route: Option<&Route>, status: u16) -> Self {
+        Self {
+            route: route.map_or(UNROUTED, |route| route.name.as_str()).to_owned(),
+            service: route.map_or(UNROUTED, |route| route.service.as_str()).to_owned(),
+            status_class: match status / 100 {
+                1 => "1xx",
+                2 => "2xx",
+                3 => "3xx",
+                4 => "4xx",
+                5 => "5xx",
+                _ => "none",
+            },
+        }
+    }
+}
+
+type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
+
+/// Counters the proxy adds to.
+#[derive(Clone)]
+pub struct RequestMetrics {
+    requests: Family<RequestLabels, Counter>,
+    request_body: Family<RouteLabel, Counter>,
+    response_body: Family<RouteLabel, Counter>,
+    duration: Histograms<RouteLabel>,
+    client_rtt: Histograms<RouteLabel>,
+    upstream_rtt: Histograms<UpstreamLabel>,
+    connect_failures: Family<UpstreamLabel, Counter>,
+    upstreams: Arc<[String]>,
+}
+
+impl RequestMetrics {
+    /// Makes and registers the metrics.
+    pub fn new(config: &Config, registry: &mut Registry) -> Self {
+        let durations: fn() -> Histogram = || Histogram::new(DURATION_BUCKETS);
+        let rtts: fn() -> Histogram = || Histogram::new(RTT_BUCKETS);
+        let metrics = Self {
+            requests: Family::default(),
+            request_body: Family::default(),
+            response_body: Family::default(),
+            duration: Family::new_with_constructor(durations),
+            client_rtt: Family::new_with_constructor(rtts),
+            upstream_rtt: Family::new_with_constructor(rtts),
+            connect_failures: Family::default(),
+            upstreams: config.upstreams.iter().map(|u| u.name.as_str().to_owned()).collect(),
+        };
+        registry.register(
+            "edgemeter_requests",
+            "Requests finished, by route and class of the status sent (none: no response)",
+            metrics.requests.clone(),
+        );
+        registry.register_with_unit(
+            "edgemeter_request_body",
+            "HTTP request body bytes received from clients",
+            Unit::Bytes,
+            metrics.request_body.clone(),
+        );
+        registry.register_with_unit(
+            "edgemeter_response_body",
+            "HTTP response body bytes sent to clients",
+            Unit::Bytes,
+            metrics.response_body.clone(),
+        );
+        registry.register_with_unit(
+            "edgemeter_request_duration",
+            "From the parsed request header to the end of the response",
+            Unit::Seconds,
+            metrics.duration.clone(),
+        );
+        registry.register_with_unit(
+            "edgemeter_client_rtt",
+            "The kernel's smoothed round-trip time to the client at the end of each request",
+            Unit::Seconds,
+            metrics.client_rtt.clone(),
+        );
+        registry.register_with_unit(
+            "edgemeter_upstream_rtt",
+            "The kernel's smoothed round-trip time to the upstream peer at the end of each request",
+            Unit::Seconds,
+            metrics.upstream_rtt.clone(),
+        );
+        registry.register(
+            "edgemeter_upstream_connect_failures",
+            "Failed attempts to connect to an upstream peer",
+            metrics.connect_failures.clone(),
+        );
+        metrics
+    }
+
+    /// A request is over.
+    pub fn requests(
+        &self,
+        labels: &RequestLabels,
+        duration: Duration,
+        request_body: PayloadBytes,
+        response_body: PayloadBytes,
+    ) {
+        self.requests.get_or_create(labels).inc();
+        let route = RouteLabel { route: labels.route.clone() };
+        self.request_body.get_or_create(&route).inc_by(request_body.0);
+        self.response_body.get_or_create(&route).inc_by(response_body.0);
+        self.duration.get_or_create(&route).observe(duration.as_secs_f64());
+    }
+
+    /// Round-trip time of the client connection; 0 is unknown and not observed.
+    pub fn client_rtt(&self, route: Option<&Route>, srtt_us: u32) {
+        if srtt_us > 0 {
+            let route = route.map_or(UNROUTED, |route| route.name.as_str()).to_owned();
+            let rtt = Duration::from_micros(srtt_us.into());
+            self.client_rtt.get_or_create(&RouteLabel { route }).observe(rtt.as_secs_f64());
+        }
+    }
+
+    /// Round-trip time of an upstream connection; 0 is unknown and not observed.
+    pub fn upstream_rtt(&self, upstream: Option<UpstreamIndex>, srtt_us: u32) {
+        if srtt_us > 0
+            && let Some(label) = self.upstream(upstream)
+        {
+            let rtt = Duration::from_micros(srtt_us.into());
+            self.upstream_rtt.get_or_create(&label).observe(rtt.as_secs_f64());
+        }
+    }
+
+    /// A peer could not be connected to.
+    pub fn connect_failure(&self, upstream: UpstreamIndex) {
+        if let Some(label) = self.upstream(Some(upstream)) {
+            self.connect_failures.get_or_create(&label).inc();
+        }
+    }
+
+    fn upstream(&self, index: Option<UpstreamIndex>) -> Option<UpstreamLabel> {
+        let upstream = self.upstreams.get(index?.0)?.clone();
+        Some(UpstreamLabel { upstream })
+    }
+}

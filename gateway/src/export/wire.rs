@@ -1,0 +1,316 @@
+//! The ledger's balances as metrics: wire bytes, money, and the identity that proves them.
+//!
+//! A view, never the bill: the bill is the ledger.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use flow_abi::{Direction, cell};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric},
+    metrics::{
+        counter::ConstCounter, gauge::ConstGauge, info::Info,
+    },
+    registry::Unit,
+};
+
+use crate::{
+    config::Prices,
+    ledger::Balances,
+    owner::{Leg, Owner, OwnerKind, Owners},
+};
+
+/// What the collector publishes after each tick.
+#[derive(Clone, Debug, Default)]
+pub struct WireView {
+    /// Why the kernel side is not working; None when it is.
+    pub degraded: Option<String>,
+    /// The ledger's sums.
+    pub balances: Balances,
+    /// [`crate::kernel::Reading::gap_bytes`].
+    pub gap_bytes: u64,
+    /// Frames on interfaces without cells, bytes.
+    pub orphan_bytes: u64,
+    /// Ticks posted, since start.
+    pub ticks: u64,
+    /// Ticks whose commit failed, since start; their bytes come with a later one.
+    pub commit_failures: u64,
+    /// Kernel counters that went backwards, since start.
+    pub regressions: u64,
+    /// Live flows at the last look.
+    pub flows: u64,
+    /// Slots in use and free.
+    pub slots: (u64, u64),
+    /// Connections that found no free slot.
+    pub slots_exhausted: u64,
+    /// Ranges overwritten before their bytes were acknowledged.
+    pub ranges_overwritten: u64,
+    /// Requests whose owner could not be stored.
+    pub owner_failures: u64,
+    /// Access log lines lost.
+    pub access_log_lost: u64,
+}
+
+/// Encodes the latest [`WireView`].
+#[derive(Debug)]
+pub struct WireMetrics {
+    view: Arc<Mutex<WireView>>,
+    owners: OwnersHandle,
+    prices: Option<Prices>,
+}
+
+/// [`Owners`] has a store inside, which has no use for `Debug`.
+struct OwnersHandle(Arc<Owners>);
+
+impl std::fmt::Debug for OwnersHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Owners")
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, EncodeLabelSet)]
+struct OwnerLabels {
+    kind: &'static str,
+    leg: &'static str,
+    endpoint: String,
+    route: String,
+    service: String,
+    tenant: String,
+    quality: &'static str,
+    interface: String,
+    direction: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CellLabels {
+    interface: String,
+    direction: &'static str,
+    cell: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct InterfaceLabels {
+    interface: String,
+    direction: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, EncodeLabelSet)]
+struct CostLabels {
+    route: String,
+    service: String,
+    tenant: String,
+    leg: &'static str,
+    direction: &'static str,
+    rate: String,
+    currency: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateLabels {
+    state: &'static str,
+}
+
+impl WireMetrics {
+    /// A collector over the view.
+    #[must_use]
+    pub fn new(view: Arc<Mutex<WireView>>, owners: Arc<Owners>, prices: Option<Prices>) -> Self {
+        Self { view, owners: OwnersHandle(owners), prices }
+    }
+
+    fn labels(owner: &Owner, interface: &str, direction: Direction) -> OwnerLabels {
+        OwnerLabels {
+            kind: owner.kind.as_str(),
+            leg: if owner.kind == OwnerKind::Foreign { "" } else { owner.leg.as_str() },
+            endpoint: owner.endpoint.clone(),
+            route: owner.route.clone(),
+            service: owner.service.clone(),
+            tenant: owner.tenant.clone(),
+            quality: owner.quality.as_str(),
+            interface: interface.to_owned(),
+            direction: word(direction),
+        }
+    }
+}
+
+impl Collector for WireMetrics {
+    fn encode(&self, mut out: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let view = self.view.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let unknown = Owner { route: "(owner lost)".into(), ..Owner::foreign() };
+        let mut wire = BTreeMap::new();
+        let mut frames = BTreeMap::new();
+        let mut retransmit_bytes = BTreeMap::new();
+        let mut retransmit_frames = BTreeMap::new();
+        let mut unclaimed = BTreeMap::new();
+        let mut cost: BTreeMap<CostLabels, (i128, crate::money::Rate)> = BTreeMap::new();
+        for (interface, direction, id, amount) in view.balances.amounts() {
+            let owner = self.owners.0.get(id).unwrap_or_else(|| unknown.clone());
+            let labels = Self::labels(&owner, interface, direction);
+            if owner.kind == OwnerKind::Unclaimed {
+                // Claiming takes from it: a gauge.
+                *unclaimed.entry(labels).or_insert(0) += amount.wire_bytes;
+                continue;
+            }
+            *wire.entry(labels.clone()).or_insert(0) += amount.wire_bytes;
+            *frames.entry(labels.clone()).or_insert(0) += amount.frames;
+            if direction == Direction::Tx {
+                *retransmit_bytes.entry(labels.clone()).or_insert(0) += amount.retransmit_bytes;
+                *retransmit_frames.entry(labels).or_insert(0) += amount.retransmit_frames;
+            }
+            if let Some((labels, rate)) = self.price(&owner, direction) {
+                let entry = cost.entry(labels).or_insert((0, rate));
+                entry.0 += rate.exact(amount.wire_bytes.max(0).unsigned_abs());
+            }
+        }
+        family(&mut out, "edgemeter_wire", "Layer-2 bytes (without FCS; headers, TLS and retransmits included) by owner", Some(&Unit::Bytes), &wire)?;
+        family(&mut out, "edgemeter_wire_frames", "Frames by owner", None, &frames)?;
+        family(&mut out, "edgemeter_wire_retransmit", "Wire bytes of retransmitted frames, part of edgemeter_wire", Some(&Unit::Bytes), &retransmit_bytes)?;
+        family(&mut out, "edgemeter_wire_retransmit_frames", "Retransmitted frames, part of edgemeter_wire_frames", None, &retransmit_frames)?;
+        let mut gauges = out.encode_descriptor(
+            "edgemeter_unclaimed",
+            "Received on gateway connections and claimed by no request: in flight, scans, failed handshakes, unparsable requests",
+            Some(&Unit::Bytes),
+            prometheus_client::metrics::MetricType::Gauge,
+        )?;
+        for (labels, bytes) in &unclaimed {
+            ConstGauge::new(*bytes).encode(gauges.encode_family(labels)?)?;
+        }
+        drop(gauges);
+        self.encode_cells(&mut out, &view)?;
+        let mut counters = out.encode_descriptor(
+            "edgemeter_cost_nanos",
+            "Billionths of a currency unit for wire bytes by route, at the configured rate; a view of the ledger, not the bill",
+            None,
+            prometheus_client::metrics::MetricType::Counter,
+        )?;
+        for (labels, (exact, rate)) in &cost {
+            let nanos = u64::try_from(rate.settle(*exact).0).unwrap_or(u64::MAX);
+            ConstCounter::new(nanos).encode(counters.encode_family(labels)?)?;
+        }
+        drop(counters);
+        encode_health(&mut out, &view)
+    }
+}
+
+impl WireMetrics {
+    fn price(&self, owner: &Owner, direction: Direction) -> Option<(CostLabels, crate::money::Rate)> {
+        if !matches!(owner.kind, OwnerKind::Route | OwnerKind::Overhead) {
+            return None;
+        }
+        let prices = self.prices.as_ref()?;
+        let price = prices.find(owner.leg, direction)?;
+        let overhead = owner.kind == OwnerKind::Overhead;
+        let labels = CostLabels {
+            route: if overhead { "(overhead)".into() } else { owner.route.clone() },
+            service: if overhead { owner.endpoint.clone() } else { owner.service.clone() },
+            tenant: owner.tenant.clone(),
+            leg: match owner.leg { Leg::Client => "client", Leg::Upstream => "upstream" },
+            direction: word(direction),
+            rate: price.id.as_str().to_owned(),
+            currency: prices.currency.to_string(),
+        };
+        Some((labels, price.rate))
+    }
+
+    fn encode_cells(
+        &self,
+        out: &mut DescriptorEncoder<'_>,
+        view: &WireView,
+    ) -> Result<(), std::fmt::Error> {
+        let counter = prometheus_client::metrics::MetricType::Counter;
+        let mut totals = out.encode_descriptor(
+            "edgemeter_interface",
+            "Layer-2 bytes the interface moved: the whole of which owners and cells are the parts",
+            Some(&Unit::Bytes),
+            counter,
+        )?;
+        for (interface, direction, number, bytes, _) in view.balances.cells() {
+            if number == cell::TOTAL {
+                let labels = InterfaceLabels { interface: interface.into(), direction: word(direction) };
+                ConstCounter::new(bytes.max(0).unsigned_abs()).encode(totals.encode_family(&labels)?)?;
+            }
+        }
+        drop(totals);
+        let mut cells = out.encode_descriptor(
+            "edgemeter_unattributed",
+            "Layer-2 bytes in no account, by the reason",
+            Some(&Unit::Bytes),
+            counter,
+        )?;
+        for (interface, direction, number, bytes, _) in view.balances.cells() {
+            if number != cell::TOTAL {
+                let labels = CellLabels {
+                    interface: interface.into(),
+                    direction: word(direction),
+                    cell: cell::NAMES[number],
+                };
+                ConstCounter::new(bytes.max(0).unsigned_abs()).encode(cells.encode_family(&labels)?)?;
+            }
+        }
+        drop(cells);
+        let mut gap = out.encode_descriptor(
+            "edgemeter_ledger_difference",
+            "Owners and cells minus the interface's whole, in the ledger; frames under way while a tick reads cancel out, at rest it is 0",
+            Some(&Unit::Bytes),
+            prometheus_client::metrics::MetricType::Gauge,
+        )?;
+        for (interface, balance) in view.balances.by_interface() {
+            ConstGauge::new(balance.difference()).encode(gap.encode_family(&[("interface", interface)])?)?;
+        }
+        Ok(())
+    }
+}
+
+fn encode_health(out: &mut DescriptorEncoder<'_>, view: &WireView) -> Result<(), std::fmt::Error> {
+    let signed = |value: u64| value.cast_signed();
+    for (name, help, unit, value) in [
+        ("edgemeter_observer_up", "1 when the kernel programs count, 0 when the gateway runs degraded", None, i64::from(view.degraded.is_none())),
+        ("edgemeter_conservation_gap", "Bytes by which the kernel's parts lie outside its totals before and after the reading; anything but 0 is a defect", Some(&Unit::Bytes), signed(view.gap_bytes)),
+        ("edgemeter_flows", "Flows in the kernel's table", None, signed(view.flows)),
+    ] {
+        ConstGauge::new(value).encode(out.encode_descriptor(name, help, unit, prometheus_client::metrics::MetricType::Gauge)?)?;
+    }
+    let mut slots = out.encode_descriptor("edgemeter_connection_slots", "Slots shared with the kernel, by state", None, prometheus_client::metrics::MetricType::Gauge)?;
+    for (state, value) in [("used", view.slots.0), ("free", view.slots.1)] {
+        ConstGauge::new(signed(value)).encode(slots.encode_family(&StateLabels { state })?)?;
+    }
+    drop(slots);
+    for (name, help, unit, value) in [
+        ("edgemeter_orphan", "Layer-2 bytes on interfaces without cells", Some(&Unit::Bytes), view.orphan_bytes),
+        ("edgemeter_ledger_ticks", "Ticks committed to the ledger since start", None, view.ticks),
+        ("edgemeter_ledger_commit_failures", "Ticks that could not be committed since start; a later tick posts their bytes", None, view.commit_failures),
+        ("edgemeter_counter_regressions", "Kernel counters that went backwards; anything but 0 is a defect", None, view.regressions),
+        ("edgemeter_slots_exhausted", "Connections that found no free slot: their bytes are overhead", None, view.slots_exhausted),
+        ("edgemeter_ranges_overwritten", "Ranges overwritten before their bytes were acknowledged", None, view.ranges_overwritten),
+        ("edgemeter_owner_store_failures", "Requests whose owner could not be stored: their bytes are overhead", None, view.owner_failures),
+        ("edgemeter_access_log_lost_lines", "Access log lines lost to a full queue or disk", None, view.access_log_lost),
+    ] {
+        ConstCounter::new(value).encode(out.encode_descriptor(name, help, unit, prometheus_client::metrics::MetricType::Counter)?)?;
+    }
+    let info = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+    info.encode(out.encode_descriptor("edgemeter_build", "The running program", None, prometheus_client::metrics::MetricType::Info)?)
+}
+
+fn family(
+    out: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    unit: Option<&Unit>,
+    values: &BTreeMap<OwnerLabels, i64>,
+) -> Result<(), std::fmt::Error> {
+    let mut family =
+        out.encode_descriptor(name, help, unit, prometheus_client::metrics::MetricType::Counter)?;
+    for (labels, value) in values {
+        ConstCounter::new(value.max(&0).unsigned_abs()).encode(family.encode_family(labels)?)?;
+    }
+    Ok(())
+}
+
+fn word(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Rx => "rx",
+        Direction::Tx => "tx",
+    }
+}

@@ -1,0 +1,260 @@
+//! One request, from its first byte to its end, whatever end that is: the record accounts for
+//! itself in `Drop`, so that cancellation cannot lose it.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use super::{
+    meter::{EndpointId, Tracked},
+    route::Route,
+    upstream::{PeerIndex, PeerRef},
+};
+use crate::{
+    access_log::{Entry, Leg as LoggedLeg, Outcome},
+    config::UpstreamIndex,
+    export::RequestLabels,
+    owner::{OwnerId, Quality},
+    proxy::Shared,
+    slots::RangeTicket,
+    units::PayloadBytes,
+};
+
+/// A request under way. pingora calls it the context.
+pub struct RequestRecord {
+    shared: Arc<Shared>,
+    started: Instant,
+    /// Set once the request line is parsed; None before, and then nothing is accounted.
+    pub(super) request: Option<RequestLine>,
+    pub(super) route: Option<Route>,
+    pub(super) tenant: Box<str>,
+    pub(super) client: Option<Leg>,
+    /// Every upstream attempt that got a connection, in order.
+    pub(super) upstreams: Vec<Attempt>,
+    /// Peers tried, reachable or not.
+    pub(super) tried: Vec<PeerIndex>,
+    pub(super) current: Option<(UpstreamIndex, PeerRef)>,
+    pub(super) status: u16,
+    pub(super) request_body: PayloadBytes,
+    pub(super) response_body: PayloadBytes,
+    pub(super) error: Option<String>,
+    pub(super) upstream_connected: Option<Duration>,
+}
+
+/// What the client asked, as it goes to the access log.
+pub(super) struct RequestLine {
+    pub(super) id: String,
+    pub(super) method: String,
+    pub(super) host: String,
+    pub(super) path: String,
+    pub(super) version: &'static str,
+    pub(super) client_address: String,
+    pub(super) listener: Arc<str>,
+}
+
+/// One connection's part in the request.
+pub(super) struct Leg {
+    pub(super) tracked: Tracked,
+    pub(super) owner: OwnerId,
+    pub(super) quality: Quality,
+    /// The ranges of sent bytes that are this request's.
+    pub(super) tickets: Vec<RangeTicket>,
+    /// Unclaimed bytes taken for this request so far.
+    pub(super) claimed_bytes: u64,
+    /// `received_for_owner` when the request began.
+    pub(super) received_before: u64,
+    /// Wire bytes received for it, once nothing more will come.
+    pub(super) received: Option<u64>,
+}
+
+/// An upstream attempt that got a connection.
+pub(super) struct Attempt {
+    pub(super) peer: PeerRef,
+    pub(super) reused: bool,
+    pub(super) leg: Option<Leg>,
+}
+
+impl RequestRecord {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            started: Instant::now(),
+            request: None,
+            route: None,
+            tenant: "none".into(),
+            client: None,
+            upstreams: Vec::new(),
+            tried: Vec::new(),
+            current: None,
+            status: 0,
+            request_body: PayloadBytes(0),
+            response_body: PayloadBytes(0),
+            error: None,
+            upstream_connected: None,
+        }
+    }
+
+    pub(super) fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Restarts the clock: pingora makes the context before it waits for a keep-alive request.
+    pub(super) fn begin(&mut self, request: RequestLine) {
+        self.started = Instant::now();
+        self.request = Some(request);
+    }
+
+    /// The response is about to be written to an HTTP/2 connection that streams share.
+    pub(super) fn take_turn(&mut self) {
+        if let Some(leg) = &mut self.client
+            && leg.quality == Quality::Estimated
+        {
+            leg.take_turn();
+        }
+    }
+
+    fn finish(&mut self) {
+        let Some(request) = self.request.take() else { return };
+        let shared = Arc::clone(&self.shared);
+        let elapsed = self.started.elapsed();
+        let route = self.route.as_ref();
+        let labels = RequestLabels::new(route, self.status);
+        shared.metrics.requests(&labels, elapsed, self.request_body, self.response_body);
+        let client = self.client.take().map(|leg| {
+            shared.metrics.client_rtt(route, leg.tracked.connection.srtt_us());
+            leg.finish(&shared)
+        });
+        let mut attempts = Vec::new();
+        for attempt in self.upstreams.drain(..) {
+            let leg = attempt.leg.map(|leg| {
+                let upstream = route.map(|route| route.upstream);
+                shared.metrics.upstream_rtt(upstream, leg.tracked.connection.srtt_us());
+                leg.finish(&shared)
+            });
+            attempts.push((attempt.peer.address, attempt.reused, leg));
+        }
+        if let Some(log) = &shared.access_log {
+            log.push(Entry {
+                unix_time: std::time::SystemTime::now(),
+                id: request.id,
+                listener: request.listener,
+                client_address: request.client_address,
+                method: request.method,
+                host: request.host,
+                path: request.path,
+                version: request.version,
+                route: route.map(|route| route.name.clone()),
+                service: route.map(|route| route.service.clone()),
+                tenant: std::mem::take(&mut self.tenant),
+                status: self.status,
+                duration: elapsed,
+                upstream_connected: self.upstream_connected,
+                request_body: self.request_body,
+                response_body: self.response_body,
+                outcome: Outcome { error: self.error.take(), attempts: self.tried.len() },
+                client,
+                upstreams: attempts,
+                ended: Instant::now(),
+            });
+        }
+    }
+}
+
+impl Drop for RequestRecord {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+impl Leg {
+    /// The request takes its connection: what comes and goes from here on is its own. With
+    /// `expects_more` false the request has been received whole, and what comes next is nobody's.
+    pub(super) fn begin(
+        shared: &Shared,
+        tracked: Tracked,
+        owner: OwnerId,
+        quality: Quality,
+        expects_more: bool,
+    ) -> Self {
+        tracked.requests.fetch_add(1, Ordering::Relaxed);
+        let received_before = tracked.connection.received_for_owner();
+        let connection = &tracked.connection;
+        let claimed =
+            if expects_more { connection.claim(owner) } else { connection.take_unclaimed() };
+        shared.meter.post_claim(tracked.owners.unclaimed, owner, claimed);
+        let mut leg = Self {
+            tracked,
+            owner,
+            quality,
+            tickets: Vec::new(),
+            claimed_bytes: claimed.bytes,
+            received_before,
+            received: (!expects_more).then_some(claimed.bytes),
+        };
+        if quality == Quality::Exact {
+            leg.tickets.extend(leg.tracked.connection.begin_sending(owner));
+        }
+        leg
+    }
+
+    /// Everything that will be received for the request has been. Called before the other side
+    /// can know that, so that the next request's bytes are not taken for this one's.
+    pub(super) fn received_all(&mut self) {
+        if self.received.is_none() && self.quality == Quality::Exact {
+            self.tracked.connection.release();
+            self.received = Some(self.received_now());
+        }
+    }
+
+    fn received_now(&self) -> u64 {
+        self.tracked.connection.received_for_owner() - self.received_before + self.claimed_bytes
+    }
+
+    fn take_turn(&mut self) {
+        if let Some(ticket) = self.tracked.connection.continue_sending(self.owner)
+            && self.tickets.last().is_none_or(|last| last.offset != ticket.offset)
+        {
+            self.tickets.push(ticket);
+        }
+    }
+
+    /// The request is over.
+    fn finish(self, shared: &Shared) -> LoggedLeg {
+        let connection = &self.tracked.connection;
+        let received = self.received.unwrap_or_else(|| self.received_now());
+        let last = self.tracked.requests.fetch_sub(1, Ordering::Relaxed) == 1;
+        if last && self.received.is_none() {
+            connection.release();
+        }
+        let handshake = connection.take_handshake();
+        let owners = self.tracked.owners;
+        shared.meter.post_claim(owners.unclaimed, owners.overhead, handshake);
+        LoggedLeg {
+            sent_payload: self
+                .tickets
+                .first()
+                .filter(|_| self.quality == Quality::Exact)
+                .and_then(|ticket| Some(connection.written().ok()?.saturating_sub(ticket.offset))),
+            srtt_us: connection.srtt_us(),
+            received_wire_bytes: received,
+            quality: self.quality,
+            tickets: self.tickets,
+            connection: self.tracked.connection,
+        }
+    }
+}
+
+impl RequestRecord {
+    /// A connection to the upstream was made or reused: account for the request's part of it.
+    pub(super) fn attempt(&mut self, peer: PeerRef, reused: bool, leg: Option<Leg>) {
+        if self.upstream_connected.is_none() {
+            self.upstream_connected = Some(self.elapsed());
+        }
+        self.upstreams.push(Attempt { peer, reused, leg });
+    }
+
+    pub(super) fn upstream_id(&self) -> Option<EndpointId> {
+        self.current.map(|(upstream, _)| EndpointId::Upstream(upstream))
+    }
+}
