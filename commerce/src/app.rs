@@ -1,0 +1,152 @@
+//! The composition root: opens everything, serves, and drains in order.
+//!
+//! Drain: `/readyz` says 503 ► pause ► the port closes ► requests finish ► the writer
+//! commits its queue ► the log is moved into the database file.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use axum::serve::ListenerExt as _;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+
+use crate::catalogue::{self, SeedError};
+use crate::config::Config;
+use crate::http::{self, Drain, Shared};
+use crate::metrics::Metrics;
+use crate::store::{Limits, Store, StoreError, WriterThread};
+
+/// A service that has its port and its database, and is about to answer.
+pub struct Service {
+    listener: TcpListener,
+    address: SocketAddr,
+    shared: Shared,
+    writer: WriterThread,
+    drain_announce: Duration,
+    drain_timeout: Duration,
+}
+
+impl Service {
+    /// Opens the database, then the port: whoever can connect gets an answer.
+    ///
+    /// # Errors
+    /// [`ServiceError`], naming what could not be opened.
+    pub async fn start(config: &Config) -> Result<Self, ServiceError> {
+        let seed = if config.seed {
+            catalogue::seed()?
+        } else {
+            Vec::new()
+        };
+        let limits = Limits {
+            queue_capacity: config.queue_capacity,
+            readers: config.readers,
+        };
+        let metrics = Metrics::new();
+        let (store, writer) = Store::open(&config.database, limits, &seed, &metrics)?;
+        let bind = |error| ServiceError::Bind(config.listen, error);
+        let listener = TcpListener::bind(config.listen).await.map_err(bind)?;
+        let address = listener.local_addr().map_err(bind)?;
+        Ok(Self {
+            listener,
+            address,
+            shared: Shared {
+                store,
+                metrics,
+                drain: Drain::default(),
+            },
+            writer,
+            drain_announce: config.drain_announce,
+            drain_timeout: config.drain_timeout,
+        })
+    }
+
+    /// Where it listens; the real port if port 0 was asked for.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `stop` completes, then drains.
+    ///
+    /// # Errors
+    /// [`ServiceError::Accept`] if accepting failed, [`ServiceError::Store`] if the last
+    /// commit or the checkpoint did.
+    pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), ServiceError> {
+        let drain = self.shared.drain.clone();
+        let (close_port, port_closes) = oneshot::channel::<()>();
+        let listener = self.listener.tap_io(|connection| {
+            // Small answers must not wait for an acknowledgement of the previous one.
+            if let Err(error) = connection.set_nodelay(true) {
+                tracing::debug!(%error, "TCP_NODELAY was refused");
+            }
+        });
+        let serve =
+            axum::serve(listener, http::router(self.shared)).with_graceful_shutdown(async {
+                // A dropped sender closes the port as well.
+                let _ = port_closes.await;
+            });
+        let mut server = tokio::spawn(serve.into_future());
+        tracing::info!(address = %self.address, "listening");
+
+        let served = tokio::select! {
+            ended = &mut server => ended,
+            () = stop => {
+                tracing::info!("draining");
+                drain.begin();
+                tokio::time::sleep(self.drain_announce).await;
+                let _ = close_port.send(());
+                match tokio::time::timeout(self.drain_timeout, &mut server).await {
+                    Ok(ended) => ended,
+                    Err(_) => {
+                        tracing::warn!("requests did not finish in time and are abandoned");
+                        server.abort();
+                        Ok(Ok(()))
+                    }
+                }
+            }
+        };
+        // Whatever happened to the server, what was queued is committed.
+        let stopped = self.writer.stop().await;
+        served
+            .map_err(std::io::Error::other)
+            .flatten()
+            .map_err(ServiceError::Accept)?;
+        stopped?;
+        tracing::info!("stopped");
+        Ok(())
+    }
+}
+
+/// Completes at SIGTERM or SIGINT. The handlers are installed before this returns.
+///
+/// # Errors
+/// If the system refuses a signal handler.
+pub fn termination() -> std::io::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+/// Why the service could not start, or ended badly.
+#[derive(Debug, thiserror::Error)]
+pub enum ServiceError {
+    /// The embedded catalogue is faulty.
+    #[error(transparent)]
+    Seed(#[from] SeedError),
+    /// The database could not be opened, or not be closed cleanly.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The port could not be opened.
+    #[error("listening on {0}: {1}")]
+    Bind(SocketAddr, std::io::Error),
+    /// Connections could no longer be accepted.
+    #[error("accepting connections: {0}")]
+    Accept(std::io::Error),
+}

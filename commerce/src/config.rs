@@ -1,0 +1,138 @@
+//! Command line arguments, and the validated [`Config`] made from them.
+
+use std::net::SocketAddr;
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+
+/// The order service behind the gateway.
+#[derive(Debug, Parser)]
+#[command(name = "commerce", version)]
+pub struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The two things the executable does.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve the order API until SIGTERM or SIGINT, then drain.
+    Serve(ServeArguments),
+    /// Prove that a database keeps its promises; exit 1 and name the violation otherwise.
+    Audit(AuditArguments),
+}
+
+/// Arguments of `commerce serve`.
+#[derive(Debug, Args)]
+pub struct ServeArguments {
+    /// Address to accept connections on; port 0 takes a free one and logs it.
+    #[arg(long, default_value = "127.0.0.1:9000")]
+    pub listen: SocketAddr,
+    /// The SQLite file; created when absent.
+    #[arg(long)]
+    pub database: PathBuf,
+    /// Commands that may wait for the writer before orders are refused with 503.
+    #[arg(long, default_value = "1024")]
+    pub queue_capacity: NonZeroUsize,
+    /// Connections that read, and so reads that run at once.
+    #[arg(long, default_value = "4")]
+    pub readers: NonZeroU32,
+    /// Fill an empty catalogue with demonstration products.
+    #[arg(
+        long,
+        action = ArgAction::Set,
+        num_args = 0..=1,
+        require_equals = true,
+        default_value_t = true,
+        default_missing_value = "true"
+    )]
+    pub seed: bool,
+    /// While draining, milliseconds between `/readyz` turning 503 and the port closing, so
+    /// that a load balancer can look away first.
+    #[arg(long, default_value = "500")]
+    pub drain_announce_ms: u64,
+    /// While draining, milliseconds that requests in flight may still take.
+    #[arg(long, default_value = "10000")]
+    pub drain_timeout_ms: u64,
+    /// The least severe level logged: error, warn, info, debug or trace.
+    #[arg(long, default_value = "info")]
+    pub log_level: tracing::Level,
+}
+
+/// Arguments of `commerce audit`.
+#[derive(Debug, Args)]
+pub struct AuditArguments {
+    /// The SQLite file to prove; opened read-only.
+    #[arg(long)]
+    pub database: PathBuf,
+}
+
+/// Everything the service needs to know before it starts.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Address to accept connections on.
+    pub listen: SocketAddr,
+    /// The SQLite file.
+    pub database: PathBuf,
+    /// Commands that may wait for the writer.
+    pub queue_capacity: NonZeroUsize,
+    /// Connections that read.
+    pub readers: NonZeroU32,
+    /// Whether an empty catalogue is filled.
+    pub seed: bool,
+    /// Pause between announcing the drain and closing the port.
+    pub drain_announce: Duration,
+    /// Longest wait for requests in flight.
+    pub drain_timeout: Duration,
+}
+
+impl From<ServeArguments> for Config {
+    fn from(arguments: ServeArguments) -> Self {
+        Self {
+            listen: arguments.listen,
+            database: arguments.database,
+            queue_capacity: arguments.queue_capacity,
+            readers: arguments.readers,
+            seed: arguments.seed,
+            drain_announce: Duration::from_millis(arguments.drain_announce_ms),
+            drain_timeout: Duration::from_millis(arguments.drain_timeout_ms),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn serve(extra: &[&str]) -> Config {
+        let mut line = vec!["commerce", "serve", "--database", "c.db"];
+        line.extend(extra);
+        match Arguments::parse_from(line).command {
+            Command::Serve(arguments) => Config::from(arguments),
+            Command::Audit(_) => panic!("parsed as an audit"),
+        }
+    }
+
+    #[test]
+    fn seeding_is_on_unless_refused() {
+        assert!(serve(&[]).seed);
+        assert!(serve(&["--seed"]).seed);
+        assert!(!serve(&["--seed=false"]).seed);
+    }
+
+    #[test]
+    fn a_queue_that_holds_nothing_is_refused() {
+        let line = [
+            "commerce",
+            "serve",
+            "--database",
+            "c.db",
+            "--queue-capacity",
+            "0",
+        ];
+        assert!(Arguments::try_parse_from(line).is_err());
+    }
+}

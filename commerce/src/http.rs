@@ -1,0 +1,148 @@
+//! The HTTP edge: routes, limits, and errors as problem documents.
+//!
+//! Handlers parse once, call the store, and translate. No business rule lives here.
+
+mod catalogue;
+mod health;
+mod observe;
+mod orders;
+mod problem;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Query, rejection::QueryRejection};
+use axum::http::HeaderMap;
+use axum::middleware::from_fn_with_state;
+use axum::routing::get;
+use serde::Deserialize;
+
+use crate::metrics::Metrics;
+use crate::store::Store;
+use problem::{Kind, Problem};
+
+/// Largest request body, in bytes.
+pub const BODY_BYTES_MAX: usize = 64 * 1024;
+/// Largest page of a listing, in entries.
+pub const PAGE_ENTRIES_MAX: u32 = 100;
+/// Page size when the client names none, in entries.
+const PAGE_ENTRIES_DEFAULT: u32 = 20;
+/// Longest tenant name, in characters.
+const TENANT_LEN_MAX: usize = 128;
+/// Who a request without a tenant acts as.
+const ANONYMOUS: &str = "anonymous";
+
+/// Every route template, and so every value of the `route` label but `unmatched`.
+mod route {
+    pub(super) const ORDERS: &str = "/api/v1/orders";
+    pub(super) const ORDER: &str = "/api/v1/orders/{id}";
+    pub(super) const PRODUCTS: &str = "/api/v1/products";
+    pub(super) const PRODUCT: &str = "/api/v1/products/{sku}";
+    pub(super) const PRODUCT_PAGE: &str = "/products/{sku}";
+    pub(super) const LIVEZ: &str = "/livez";
+    pub(super) const READYZ: &str = "/readyz";
+    pub(super) const METRICS: &str = "/metrics";
+    pub(super) const ALL: [&str; 8] = [
+        ORDERS,
+        ORDER,
+        PRODUCTS,
+        PRODUCT,
+        PRODUCT_PAGE,
+        LIVEZ,
+        READYZ,
+        METRICS,
+    ];
+}
+
+/// What handlers share.
+#[derive(Clone)]
+pub struct Shared {
+    /// The database.
+    pub store: Store,
+    /// The counters.
+    pub metrics: Metrics,
+    /// Whether the service is on its way out.
+    pub drain: Drain,
+}
+
+/// A switch that only goes one way: once draining, `/readyz` answers 503.
+#[derive(Clone, Default)]
+pub struct Drain(Arc<AtomicBool>);
+
+impl Drain {
+    /// Announces the end.
+    pub fn begin(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    /// Whether the end was announced.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// All routes over `shared`.
+pub fn router(shared: Shared) -> Router {
+    Router::new()
+        .route(route::ORDERS, get(orders::list).post(orders::place))
+        .route(route::ORDER, get(orders::show))
+        .route(route::PRODUCTS, get(catalogue::list))
+        .route(route::PRODUCT, get(catalogue::show))
+        .route(route::PRODUCT_PAGE, get(catalogue::page))
+        .route(route::LIVEZ, get(health::livez))
+        .route(route::READYZ, get(health::readyz))
+        .route(route::METRICS, get(health::metrics))
+        .fallback(|| async { Problem::new(Kind::NotFound, "There is nothing at this path.") })
+        .method_not_allowed_fallback(|| async {
+            Problem::new(
+                Kind::MethodNotAllowed,
+                "See the Allow header for what this path takes.",
+            )
+        })
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(from_fn_with_state(shared.metrics.clone(), observe::observe))
+        .with_state(shared)
+}
+
+/// The query of a listing.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PageQuery {
+    limit: Option<u32>,
+    after: Option<String>,
+}
+
+impl PageQuery {
+    /// The page size and the cursor.
+    fn parse(query: Result<Query<Self>, QueryRejection>) -> Result<(u32, Option<String>), Problem> {
+        let Query(Self { limit, after }) =
+            query.map_err(|rejected| Problem::new(Kind::BadRequest, rejected.body_text()))?;
+        match limit.unwrap_or(PAGE_ENTRIES_DEFAULT) {
+            limit @ 1..=PAGE_ENTRIES_MAX => Ok((limit, after)),
+            _ => {
+                let detail = format!("`limit` must be 1 to {PAGE_ENTRIES_MAX}.");
+                Err(Problem::new(Kind::BadRequest, detail))
+            }
+        }
+    }
+}
+
+/// Who asks: the `x-tenant` header, which the gateway in front vouches for.
+fn principal(headers: &HeaderMap) -> Result<String, Problem> {
+    let mut values = headers.get_all("x-tenant").iter();
+    let Some(value) = values.next() else {
+        return Ok(ANONYMOUS.to_owned());
+    };
+    match value.to_str() {
+        Ok(name) if values.next().is_none() && (1..=TENANT_LEN_MAX).contains(&name.len()) => {
+            Ok(name.to_owned())
+        }
+        _ => {
+            let detail =
+                format!("`x-tenant` must occur once, with 1 to {TENANT_LEN_MAX} ASCII characters.");
+            Err(Problem::new(Kind::BadRequest, detail))
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! The `commerce` executable: arguments in, exit code out.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use commerce::config::{Arguments, AuditArguments, Command, Config};
+use commerce::{app, audit};
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Command::Serve(serve) => {
+            start_log(serve.log_level);
+            run_service(&Config::from(serve))
+        }
+        Command::Audit(audit) => run_audit(&audit),
+    };
+    outcome.unwrap_or_else(|error| {
+        // Standard error may be closed; there is then nobody left to tell.
+        let _ = writeln!(std::io::stderr(), "commerce: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+/// JSON lines on standard error, so that standard output stays free for results.
+fn start_log(level: tracing::Level) {
+    tracing_subscriber::fmt()
+        .json()
+        .flatten_event(true)
+        .with_current_span(false)
+        .with_span_list(false)
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .init();
+}
+
+fn run_service(config: &Config) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")?;
+    runtime.block_on(async {
+        // Before the port opens: a signal in between must drain, not kill.
+        let stop = app::termination().context("installing signal handlers")?;
+        let service = app::Service::start(config).await?;
+        service.run(stop).await?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+fn run_audit(arguments: &AuditArguments) -> anyhow::Result<ExitCode> {
+    let report = audit::audit(&arguments.database)
+        .with_context(|| format!("auditing {}", arguments.database.display()))?;
+    write!(std::io::stdout(), "{report}").context("writing the report")?;
+    Ok(if report.is_clean() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}

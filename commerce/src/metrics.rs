@@ -1,0 +1,386 @@
+//! Every metric this service exposes, and the only place that names one.
+//!
+//! All names start with `commerce_` and carry their unit. The encoder adds `_total` to
+//! counters and the unit to what is registered with one; [`NAMES`] lists the families as a
+//! scrape shows them. Every label value comes from a closed set (route templates, methods,
+//! reasons) or from the catalogue (currencies), so no client can add time series.
+
+use std::fmt;
+use std::time::Duration;
+
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+/// The media type of [`Metrics::encode`].
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Every family as a scrape names it; a test compares this list with the real output.
+pub const NAMES: &[&str] = &[
+    "commerce_requests_total",
+    "commerce_requests_in_flight",
+    "commerce_request_duration_seconds",
+    "commerce_orders_created_total",
+    "commerce_orders_refused_total",
+    "commerce_revenue_minor_units_total",
+    "commerce_idempotent_replays_total",
+    "commerce_stock_units_deducted_total",
+    "commerce_reads_refused_total",
+    "commerce_writer_queue_commands",
+    "commerce_writer_batch_commands",
+    "commerce_writer_commit_duration_seconds",
+    "commerce_writer_failed_batches_total",
+];
+
+/// Seconds: from a cached read to a request that waited for a busy disk.
+const REQUEST_SECONDS: [f64; 13] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
+];
+/// Seconds: from a commit to a memory-backed disk to a stalled one.
+const COMMIT_SECONDS: [f64; 11] = [
+    0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0,
+];
+/// Commands: the powers of two up to the largest batch.
+const BATCH_COMMANDS: [f64; 8] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
+
+/// Labels of `commerce_requests_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    route: &'static str,
+    method: &'static str,
+    status_class: &'static str,
+}
+
+/// Label of `commerce_request_duration_seconds`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RouteLabel {
+    route: &'static str,
+}
+
+/// Label of `commerce_orders_refused_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: &'static str,
+}
+
+/// Label of `commerce_revenue_minor_units_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CurrencyLabel {
+    currency: String,
+}
+
+/// Why an order was not created; the `reason` label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefusalReason {
+    /// Malformed key, tenant, JSON or lines.
+    InvalidRequest,
+    /// The key was used with another body.
+    KeyReused,
+    /// No product has the SKU.
+    UnknownSku,
+    /// Fewer units available than asked for.
+    InsufficientStock,
+    /// The prices have no sum.
+    Total,
+    /// The writer's queue was full, or the writer was gone.
+    Overloaded,
+    /// The storage failed.
+    Storage,
+}
+
+impl RefusalReason {
+    /// Every reason, in the order of the variants.
+    const ALL: [Self; 7] = [
+        Self::InvalidRequest,
+        Self::KeyReused,
+        Self::UnknownSku,
+        Self::InsufficientStock,
+        Self::Total,
+        Self::Overloaded,
+        Self::Storage,
+    ];
+
+    /// The label value.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::InvalidRequest => "invalid_request",
+            Self::KeyReused => "key_reused",
+            Self::UnknownSku => "unknown_sku",
+            Self::InsufficientStock => "insufficient_stock",
+            Self::Total => "total",
+            Self::Overloaded => "overloaded",
+            Self::Storage => "storage",
+        }
+    }
+}
+
+/// Handles to the counters. Cloning shares them.
+#[derive(Clone)]
+pub struct Metrics {
+    requests: Family<RequestLabels, Counter>,
+    requests_in_flight: Gauge,
+    request_duration: Family<RouteLabel, Histogram, fn() -> Histogram>,
+    orders_created: Counter,
+    orders_refused: Family<ReasonLabel, Counter>,
+    revenue: Family<CurrencyLabel, Counter>,
+    replays: Counter,
+    units_deducted: Counter,
+    reads_refused: Counter,
+    queue_commands: Gauge,
+    batch_commands: Histogram,
+    commit_duration: Histogram,
+    failed_batches: Counter,
+    registry: std::sync::Arc<Registry>,
+}
+
+impl Metrics {
+    /// Fresh counters in a registry of their own.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut metrics = Self {
+            requests: Family::default(),
+            requests_in_flight: Gauge::default(),
+            request_duration: Family::new_with_constructor(|| Histogram::new(REQUEST_SECONDS)),
+            orders_created: Counter::default(),
+            orders_refused: Family::default(),
+            revenue: Family::default(),
+            replays: Counter::default(),
+            units_deducted: Counter::default(),
+            reads_refused: Counter::default(),
+            queue_commands: Gauge::default(),
+            batch_commands: Histogram::new(BATCH_COMMANDS),
+            commit_duration: Histogram::new(COMMIT_SECONDS),
+            failed_batches: Counter::default(),
+            registry: std::sync::Arc::default(),
+        };
+        // From zero: an increase from nothing is invisible to a rate.
+        for reason in RefusalReason::ALL {
+            metrics.refused(reason);
+        }
+        metrics.registry = std::sync::Arc::new(metrics.register());
+        metrics
+    }
+
+    fn register(&self) -> Registry {
+        let mut registry = Registry::default();
+        registry.register(
+            "commerce_requests",
+            "Requests answered or cancelled, by route template, method and status class",
+            self.requests.clone(),
+        );
+        registry.register(
+            "commerce_requests_in_flight",
+            "Requests being answered now, this scrape included",
+            self.requests_in_flight.clone(),
+        );
+        registry.register_with_unit(
+            "commerce_request_duration",
+            "Time from a request's head to its answer, by route template",
+            Unit::Seconds,
+            self.request_duration.clone(),
+        );
+        registry.register(
+            "commerce_orders_created",
+            "Orders committed; replays are not counted again",
+            self.orders_created.clone(),
+        );
+        registry.register(
+            "commerce_orders_refused",
+            "Order requests that created nothing, by reason; replays are not counted again",
+            self.orders_refused.clone(),
+        );
+        registry.register(
+            "commerce_revenue_minor_units",
+            "Sum of committed order totals in minor units, by currency",
+            self.revenue.clone(),
+        );
+        registry.register(
+            "commerce_idempotent_replays",
+            "Answers replayed for a known idempotency key",
+            self.replays.clone(),
+        );
+        registry.register(
+            "commerce_stock_units_deducted",
+            "Units of stock taken by committed orders",
+            self.units_deducted.clone(),
+        );
+        registry.register(
+            "commerce_reads_refused",
+            "Reads refused because too many already waited for a connection",
+            self.reads_refused.clone(),
+        );
+        registry.register(
+            "commerce_writer_queue_commands",
+            "Commands waiting for the writer now",
+            self.queue_commands.clone(),
+        );
+        registry.register(
+            "commerce_writer_batch_commands",
+            "Commands per transaction of the writer",
+            self.batch_commands.clone(),
+        );
+        registry.register_with_unit(
+            "commerce_writer_commit_duration",
+            "Time of one COMMIT, the synchronous write to the disk included",
+            Unit::Seconds,
+            self.commit_duration.clone(),
+        );
+        registry.register(
+            "commerce_writer_failed_batches",
+            "Transactions of the writer that failed as a whole",
+            self.failed_batches.clone(),
+        );
+        registry
+    }
+
+    /// The OpenMetrics text of all families.
+    ///
+    /// # Errors
+    /// Only what the formatter reports; writing to memory does not fail.
+    pub fn encode(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+
+    /// A request's head has arrived.
+    pub fn request_began(&self) {
+        self.requests_in_flight.inc();
+    }
+
+    /// A request that began ended with this status class: `2xx` and so on, or `cancelled`.
+    pub fn request_ended(
+        &self,
+        route: &'static str,
+        method: &'static str,
+        status_class: &'static str,
+        duration: Duration,
+    ) {
+        self.requests_in_flight.dec();
+        self.requests
+            .get_or_create(&RequestLabels {
+                route,
+                method,
+                status_class,
+            })
+            .inc();
+        self.request_duration
+            .get_or_create(&RouteLabel { route })
+            .observe(duration.as_secs_f64());
+    }
+
+    /// An order was committed.
+    pub fn order_created(&self, total_minor: u64, currency: String, units: u64) {
+        self.orders_created.inc();
+        self.revenue
+            .get_or_create(&CurrencyLabel { currency })
+            .inc_by(total_minor);
+        self.units_deducted.inc_by(units);
+    }
+
+    /// An order was refused.
+    pub fn order_refused(&self, reason: RefusalReason) {
+        self.refused(reason).inc();
+    }
+
+    fn refused(&self, reason: RefusalReason) -> Counter {
+        let reason = reason.as_str();
+        self.orders_refused
+            .get_or_create_owned(&ReasonLabel { reason })
+    }
+
+    /// A stored answer was replayed.
+    pub fn replayed(&self) {
+        self.replays.inc();
+    }
+
+    /// A read found the pool and its queue full.
+    pub fn read_refused(&self) {
+        self.reads_refused.inc();
+    }
+
+    /// A command entered the writer's queue.
+    pub fn command_queued(&self) {
+        self.queue_commands.inc();
+    }
+
+    /// A command left the writer's queue, or could not enter it.
+    pub fn command_unqueued(&self) {
+        self.queue_commands.dec();
+    }
+
+    /// The writer committed a batch.
+    pub fn batch_committed(&self, commands: usize, commit: Duration) {
+        self.batch_commands
+            .observe(f64::from(u32::try_from(commands).unwrap_or(u32::MAX)));
+        self.commit_duration.observe(commit.as_secs_f64());
+    }
+
+    /// The writer lost a batch as a whole.
+    pub fn batch_failed(&self) {
+        self.failed_batches.inc();
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_of_names_is_exactly_what_a_scrape_describes() {
+        let metrics = Metrics::new();
+        // A family is described once it has a member.
+        metrics.request_began();
+        metrics.request_ended("/livez", "GET", "2xx", Duration::ZERO);
+        metrics.order_created(1, "CNY".to_owned(), 1);
+        let text = metrics.encode().unwrap();
+        let described: Vec<String> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("# TYPE "))
+            .filter_map(|line| line.split_once(' '))
+            .map(|(name, kind)| {
+                if kind == "counter" {
+                    format!("{name}_total")
+                } else {
+                    name.to_owned()
+                }
+            })
+            .collect();
+        assert_eq!(described, NAMES);
+        assert!(NAMES.iter().all(|name| name.starts_with("commerce_")));
+        assert_eq!(
+            text.lines()
+                .filter(|line| line.starts_with("# HELP "))
+                .count(),
+            NAMES.len()
+        );
+    }
+
+    #[test]
+    fn an_order_moves_count_revenue_and_units() {
+        let metrics = Metrics::new();
+        metrics.order_created(5998, "CNY".to_owned(), 4);
+        metrics.order_created(2, "CNY".to_owned(), 1);
+        let text = metrics.encode().unwrap();
+        for line in [
+            "commerce_orders_created_total 2",
+            "commerce_revenue_minor_units_total{currency=\"CNY\"} 6000",
+            "commerce_stock_units_deducted_total 5",
+        ] {
+            assert!(
+                text.lines().any(|found| found == line),
+                "{line} not in\n{text}"
+            );
+        }
+    }
+}

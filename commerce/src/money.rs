@@ -1,0 +1,175 @@
+//! Money is an integer of minor units and a currency; nothing else is money.
+//!
+//! There are no `+` and `*` operators: every operation is checked and says how it failed.
+//! A float cannot become money, which the compiler proves:
+//!
+//! ```compile_fail
+//! use commerce::money::{Currency, Money};
+//! let price = Money::new(19.99, Currency::CNY);
+//! ```
+//!
+//! Neither can money be added without a check:
+//!
+//! ```compile_fail
+//! use commerce::money::{Currency, Money};
+//! let sum = Money::new(1, Currency::CNY) + Money::new(2, Currency::CNY);
+//! ```
+
+use std::fmt;
+
+use serde::{Serialize, Serializer};
+
+/// An ISO 4217 alphabetic code: three capital ASCII letters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Currency([u8; 3]);
+
+impl Currency {
+    /// The currency of the demonstration catalogue.
+    pub const CNY: Self = Self(*b"CNY");
+
+    /// Parses a code such as `CNY`.
+    ///
+    /// # Errors
+    /// [`MoneyError::Currency`] unless the text is three capital ASCII letters.
+    pub fn parse(code: &str) -> Result<Self, MoneyError> {
+        match <[u8; 3]>::try_from(code.as_bytes()) {
+            Ok(letters) if letters.iter().all(u8::is_ascii_uppercase) => Ok(Self(letters)),
+            _ => Err(MoneyError::Currency(code.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for Currency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0
+            .iter()
+            .try_for_each(|&letter| write!(f, "{}", char::from(letter)))
+    }
+}
+
+impl Serialize for Currency {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// An amount in minor units (cents, fen) of one currency.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Money {
+    minor: i64,
+    currency: Currency,
+}
+
+impl Money {
+    /// `minor` units of `currency`.
+    #[must_use]
+    pub const fn new(minor: i64, currency: Currency) -> Self {
+        Self { minor, currency }
+    }
+
+    /// The amount in minor units.
+    #[must_use]
+    pub const fn minor(self) -> i64 {
+        self.minor
+    }
+
+    /// The currency.
+    #[must_use]
+    pub const fn currency(self) -> Currency {
+        self.currency
+    }
+
+    /// The sum of two amounts.
+    ///
+    /// # Errors
+    /// [`MoneyError::Mixed`] for two currencies, [`MoneyError::Overflow`] beyond 64 bits.
+    pub fn checked_add(self, other: Self) -> Result<Self, MoneyError> {
+        if self.currency != other.currency {
+            return Err(MoneyError::Mixed(self.currency, other.currency));
+        }
+        let minor = self
+            .minor
+            .checked_add(other.minor)
+            .ok_or(MoneyError::Overflow)?;
+        Ok(Self { minor, ..self })
+    }
+
+    /// The price of `quantity` units at this unit price.
+    ///
+    /// # Errors
+    /// [`MoneyError::Overflow`] beyond 64 bits.
+    pub fn checked_mul(self, quantity: u32) -> Result<Self, MoneyError> {
+        let minor = self
+            .minor
+            .checked_mul(i64::from(quantity))
+            .ok_or(MoneyError::Overflow)?;
+        Ok(Self { minor, ..self })
+    }
+}
+
+/// Why an operation on money has no result.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum MoneyError {
+    /// The amount does not fit 64 bits.
+    #[error("the amount does not fit 64 bits of minor units")]
+    Overflow,
+    /// Two currencies cannot be added.
+    #[error("{0} and {1} cannot be added")]
+    Mixed(Currency, Currency),
+    /// Not a currency code.
+    #[error("{0:?} is not three capital letters")]
+    Currency(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn serialises_as_minor_units_and_code() {
+        let json = serde_json::to_string(&Money::new(1999, Currency::CNY)).unwrap();
+        assert_eq!(json, r#"{"minor":1999,"currency":"CNY"}"#);
+    }
+
+    #[test]
+    fn sums_and_products_are_exact() {
+        let price = Money::new(1999, Currency::CNY);
+        assert_eq!(price.checked_mul(3).unwrap().minor(), 5997);
+        assert_eq!(
+            price
+                .checked_add(Money::new(1, Currency::CNY))
+                .unwrap()
+                .minor(),
+            2000
+        );
+    }
+
+    #[test]
+    fn overflow_is_an_error_and_never_wraps() {
+        let most = Money::new(i64::MAX, Currency::CNY);
+        assert_eq!(
+            most.checked_add(Money::new(1, Currency::CNY)),
+            Err(MoneyError::Overflow)
+        );
+        assert_eq!(most.checked_mul(2), Err(MoneyError::Overflow));
+    }
+
+    #[test]
+    fn currencies_do_not_mix() {
+        let euro = Currency::parse("EUR").unwrap();
+        assert_eq!(
+            Money::new(1, Currency::CNY).checked_add(Money::new(1, euro)),
+            Err(MoneyError::Mixed(Currency::CNY, euro))
+        );
+    }
+
+    #[test]
+    fn only_three_capital_letters_are_a_code() {
+        for wrong in ["", "cny", "CN", "CNYX", "C1Y", "元"] {
+            assert_eq!(
+                Currency::parse(wrong),
+                Err(MoneyError::Currency(wrong.to_owned()))
+            );
+        }
+    }
+}
