@@ -1,0 +1,25 @@
+//! What a contributor's commands are made of. The executable only chooses among them; the
+//! gateway's integration tests borrow the privileged pieces:
+//!
+//! - [`host`]: is the machine fit for it, and make it so.
+//! - [`netns`]: hosts and cables made of kernel namespaces, gone when dropped.
+//! - [`capture`]: what the far end of a cable really received: the ground truth.
+//! - [`load`], [`certificate`], [`exposition`]: clients that check every answer, and the metrics
+//!   page read back.
+//!
+//! The rest are commands: [`ebpf`] builds and checks the committed BPF object, [`test`] is what
+//! CI runs, [`dev`] rebuilds and restarts while you edit, [`demo`] shows the product working.
+//!
+//! Nothing here is skipped for lack of a privilege or a tool: it is installed, or the command
+//! fails and says what is missing. A test that did not run has not passed.
+
+pub mod capture;
+pub mod certificate;
+pub mod demo;
+pub mod dev;
+pub mod ebpf;
+pub mod exposition;
+pub mod host;
+pub mod load;
+pub mod netns;
+pub mod test;
