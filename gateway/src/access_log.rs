@@ -121,9 +121,15 @@ impl AccessLog {
                 if let Some(folder) = path.parent() {
                     std::fs::create_dir_all(folder)?;
                 }
-                Box::new(OpenOptions::new().create(true).append(true).open(path).map_err(
-                    |error| io::Error::new(error.kind(), format!("{}: {error}", path.display())),
-                )?)
+                Box::new(
+                    OpenOptions::new()
+                        .create(true)
+                        .append(true)
+                        .open(path)
+                        .map_err(|error| {
+                            io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+                        })?,
+                )
             }
         };
         let (sender, receiver) = sync_channel(config.queue);
@@ -133,19 +139,31 @@ impl AccessLog {
         let writer = std::thread::Builder::new()
             .name("access-log".into())
             .spawn(move || write_lines(&receiver, target, settle, &failures))?;
-        Ok(Self { sender, writer: Mutex::new(Some(writer)), lost })
+        Ok(Self {
+            sender,
+            writer: Mutex::new(Some(writer)),
+            lost,
+        })
     }
 
     /// Queues a line; a full queue loses it, countably.
     pub fn push(&self, entry: Entry) {
-        if self.sender.try_send(Message::Line(Box::new(entry))).is_err() {
+        if self
+            .sender
+            .try_send(Message::Line(Box::new(entry)))
+            .is_err()
+        {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// Writes what is queued and ends the writer.
     pub fn close(&self) {
-        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let writer = self
+            .writer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if let Some(writer) = writer
             && self.sender.send(Message::Close).is_ok()
         {
@@ -209,8 +227,14 @@ impl Entry {
 impl Leg {
     /// True when the kernel has sent every payload byte once.
     fn settled(&self) -> bool {
-        let Some(expected) = self.sent_payload else { return self.quality == Quality::Estimated };
-        let sent = |ticket| self.connection.read(ticket).map(|range| range.first_payload_bytes);
+        let Some(expected) = self.sent_payload else {
+            return self.quality == Quality::Estimated;
+        };
+        let sent = |ticket| {
+            self.connection
+                .read(ticket)
+                .map(|range| range.first_payload_bytes)
+        };
         let sent: Option<u64> = self.tickets.iter().map(|ticket| sent(*ticket)).sum();
         // An overwritten range will not get better by waiting.
         sent.is_none_or(|sent| sent >= expected)
@@ -226,9 +250,14 @@ impl Leg {
         };
         for ticket in &self.tickets {
             let read = self.connection.read(*ticket);
-            wire.sent_bytes = wire.sent_bytes.zip(read).map(|(sum, range)| sum + range.wire_bytes);
-            wire.retransmits =
-                wire.retransmits.zip(read).map(|(sum, range)| sum + range.retransmit_frames);
+            wire.sent_bytes = wire
+                .sent_bytes
+                .zip(read)
+                .map(|(sum, range)| sum + range.wire_bytes);
+            wire.retransmits = wire
+                .retransmits
+                .zip(read)
+                .map(|(sum, range)| sum + range.retransmit_frames);
         }
         wire
     }
@@ -276,7 +305,11 @@ fn write_line(out: &mut impl Write, entry: &Entry, settled: bool) -> io::Result<
         upstream: Vec<Attempt>,
     }
     let line = Line {
-        unix_ms: entry.unix_time.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis(),
+        unix_ms: entry
+            .unix_time
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_millis(),
         id: &entry.id,
         listener: &entry.listener,
         client: &entry.client_address,

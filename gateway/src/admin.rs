@@ -24,7 +24,11 @@ impl ServeHttp for Admin {
             "/metrics" => self.metrics(),
             "/livez" => answer(200, "text/plain", "ok\n".into()),
             "/readyz" => self.readiness(),
-            _ => answer(404, "text/plain", "not here; try /metrics, /livez or /readyz\n".into()),
+            _ => answer(
+                404,
+                "text/plain",
+                "not here; try /metrics, /livez or /readyz\n".into(),
+            ),
         }
     }
 }
@@ -33,17 +37,27 @@ impl Admin {
     fn metrics(&self) -> Response<Vec<u8>> {
         let mut text = String::new();
         match encode(&mut text, &self.registry) {
-            Ok(()) => {
-                answer(200, "application/openmetrics-text; version=1.0.0; charset=utf-8", text)
-            }
-            Err(error) => answer(500, "text/plain", format!("cannot encode metrics: {error}\n")),
+            Ok(()) => answer(
+                200,
+                "application/openmetrics-text; version=1.0.0; charset=utf-8",
+                text,
+            ),
+            Err(error) => answer(
+                500,
+                "text/plain",
+                format!("cannot encode metrics: {error}\n"),
+            ),
         }
     }
 
     /// Ready means serving; a degraded observer is said, not hidden, and does not fail it.
     fn readiness(&self) -> Response<Vec<u8>> {
-        let degraded =
-            self.view.lock().unwrap_or_else(PoisonError::into_inner).degraded.clone();
+        let degraded = self
+            .view
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .degraded
+            .clone();
         let body = match degraded {
             None => serde_json::json!({ "status": "ready", "observer": "attached" }),
             Some(reason) => {
@@ -58,7 +72,10 @@ fn answer(status: u16, content_type: &str, body: String) -> Response<Vec<u8>> {
     let mut response = Response::new(Vec::new());
     *response.status_mut() = http::StatusCode::from_u16(status).unwrap_or_default();
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_LENGTH, header::HeaderValue::from(body.len()));
+    headers.insert(
+        header::CONTENT_LENGTH,
+        header::HeaderValue::from(body.len()),
+    );
     if let Ok(value) = header::HeaderValue::from_str(content_type) {
         headers.insert(header::CONTENT_TYPE, value);
     }

@@ -57,11 +57,19 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         lock(&view).balances = ledger.balances()?;
     }
     let (kernel, slots, meter) = match observed {
-        Ok(Observed { kernel, slots, meter }) => (Some(kernel), Some(slots), meter),
+        Ok(Observed {
+            kernel,
+            slots,
+            meter,
+        }) => (Some(kernel), Some(slots), meter),
         Err(reason) => {
             log::warn!("running degraded, wire bytes are not counted: {reason}");
             let endpoints = endpoints(&config).map(|(id, name, _)| (id, name));
-            (None, None, Meter::new(None, Arc::clone(&owners), Arc::clone(&claims), endpoints)?)
+            (
+                None,
+                None,
+                Meter::new(None, Arc::clone(&owners), Arc::clone(&claims), endpoints)?,
+            )
         }
     };
 
@@ -88,7 +96,13 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     });
     let collector = start_collector(kernel, slots, claims, ledger, &shared, &view)?;
 
-    serve(&shared, Admin { registry, view: Arc::clone(&view) })?;
+    serve(
+        &shared,
+        Admin {
+            registry,
+            view: Arc::clone(&view),
+        },
+    )?;
 
     if let Some(collector) = collector {
         collector.stop();
@@ -113,7 +127,9 @@ fn observe(
     claims: &Arc<Claims>,
 ) -> anyhow::Result<Result<Observed, String>> {
     let Some(observe) = &config.observe else {
-        return Ok(Err("observe is absent or disabled in the configuration".into()));
+        return Ok(Err(
+            "observe is absent or disabled in the configuration".into()
+        ));
     };
     match observe_interfaces(config, observe, owners, claims) {
         Ok(observed) => Ok(Ok(observed)),
@@ -138,18 +154,30 @@ fn observe_interfaces(
     let slots = Slots::open(&kernel.slots, socket_slots, flows, kernel.slots_len)
         .context("cannot map the connection slots")?;
     let names = endpoints(config).map(|(id, name, _)| (id, name));
-    let meter =
-        Meter::new(Some(Arc::clone(&slots)), Arc::clone(owners), Arc::clone(claims), names)?;
+    let meter = Meter::new(
+        Some(Arc::clone(&slots)),
+        Arc::clone(owners),
+        Arc::clone(claims),
+        names,
+    )?;
     let mut named = Vec::new();
     for (id, _, addresses) in endpoints(config) {
-        let Some(owners) = meter.endpoint(id) else { continue };
-        let endpoint =
-            Endpoint { overhead_owner: owners.overhead.0, unclaimed_owner: owners.unclaimed.0 };
+        let Some(owners) = meter.endpoint(id) else {
+            continue;
+        };
+        let endpoint = Endpoint {
+            overhead_owner: owners.overhead.0,
+            unclaimed_owner: owners.unclaimed.0,
+        };
         let side = match id {
             EndpointId::Listener(_) => side::LISTENER,
             EndpointId::Upstream(_) => side::PEER,
         };
-        named.extend(addresses.into_iter().map(|address| (address, side, endpoint)));
+        named.extend(
+            addresses
+                .into_iter()
+                .map(|address| (address, side, endpoint)),
+        );
     }
     kernel.set_endpoints(&named)?;
     let mode = match observe.attach {
@@ -160,10 +188,23 @@ fn observe_interfaces(
     kernel.attach(&observe.interfaces, mode)?;
     slots.observe(kernel.links.iter().map(|link| link.ifindex).collect());
     for link in &kernel.links {
-        let how = if link.replaced { "took over" } else { "attached" };
-        log::info!("{how} {} {} ({})", link.interface, link.direction, link.mechanism);
+        let how = if link.replaced {
+            "took over"
+        } else {
+            "attached"
+        };
+        log::info!(
+            "{how} {} {} ({})",
+            link.interface,
+            link.direction,
+            link.mechanism
+        );
     }
-    Ok(Observed { kernel, slots, meter })
+    Ok(Observed {
+        kernel,
+        slots,
+        meter,
+    })
 }
 
 /// What the configuration asks of the kernel side.
@@ -186,15 +227,27 @@ pub fn kernel_options(observe: &Observe) -> Options {
 
 /// Listeners and upstreams, with the addresses that make a flow theirs.
 fn endpoints(config: &Config) -> impl Iterator<Item = (EndpointId, Arc<str>, Vec<SocketAddr>)> {
-    let listeners = config.listeners.iter().enumerate().map(|(index, listener)| {
-        let id = EndpointId::Listener(ListenerIndex(index));
-        (id, Arc::from(listener.name.as_str()), vec![listener.address])
-    });
-    let upstreams = config.upstreams.iter().enumerate().map(|(index, upstream)| {
-        let id = EndpointId::Upstream(UpstreamIndex(index));
-        let peers = upstream.peers.iter().map(|peer| peer.address).collect();
-        (id, Arc::from(upstream.name.as_str()), peers)
-    });
+    let listeners = config
+        .listeners
+        .iter()
+        .enumerate()
+        .map(|(index, listener)| {
+            let id = EndpointId::Listener(ListenerIndex(index));
+            (
+                id,
+                Arc::from(listener.name.as_str()),
+                vec![listener.address],
+            )
+        });
+    let upstreams = config
+        .upstreams
+        .iter()
+        .enumerate()
+        .map(|(index, upstream)| {
+            let id = EndpointId::Upstream(UpstreamIndex(index));
+            let peers = upstream.peers.iter().map(|peer| peer.address).collect();
+            (id, Arc::from(upstream.name.as_str()), peers)
+        });
     listeners.chain(upstreams)
 }
 
@@ -206,12 +259,26 @@ fn start_collector(
     shared: &Arc<Shared>,
     view: &Arc<Mutex<WireView>>,
 ) -> anyhow::Result<Option<CollectorThread>> {
-    let Some((kernel, slots)) = kernel.zip(slots) else { return Ok(None) };
-    let Some(observe) = &shared.config.observe else { return Ok(None) };
+    let Some((kernel, slots)) = kernel.zip(slots) else {
+        return Ok(None);
+    };
+    let Some(observe) = &shared.config.observe else {
+        return Ok(None);
+    };
     let interval = observe.collect_interval;
-    let collector =
-        Collector::new(kernel, slots, claims, ledger, Arc::clone(shared), Arc::clone(view))?;
-    Ok(Some(collector.start(interval).context("cannot start the collector")?))
+    let collector = Collector::new(
+        kernel,
+        slots,
+        claims,
+        ledger,
+        Arc::clone(shared),
+        Arc::clone(view),
+    )?;
+    Ok(Some(
+        collector
+            .start(interval)
+            .context("cannot start the collector")?,
+    ))
 }
 
 /// Runs pingora until a signal.
@@ -232,7 +299,10 @@ fn serve(shared: &Arc<Shared>, admin: Admin) -> anyhow::Result<()> {
     let conf = Arc::clone(&server.configuration);
     for (index, listener) in config.listeners.iter().enumerate() {
         let listener_index = ListenerIndex(index);
-        let gateway = Gateway { shared: Arc::clone(shared), listener: listener_index };
+        let gateway = Gateway {
+            shared: Arc::clone(shared),
+            listener: listener_index,
+        };
         let mut proxy = http_proxy(&conf, gateway);
         let mut options = pingora::apps::HttpServerOptions::default();
         options.h2c = listener.http2 && listener.tls.is_none();
@@ -249,8 +319,9 @@ fn serve(shared: &Arc<Shared>, admin: Admin) -> anyhow::Result<()> {
             None => service.add_tcp(&address),
             Some(tls) => {
                 let path = |path: &std::path::Path| path.to_string_lossy().into_owned();
-                let mut settings = TlsSettings::intermediate(&path(&tls.certificate), &path(&tls.key))
-                    .map_err(|error| anyhow::anyhow!("listener {}: {error}", listener.name))?;
+                let mut settings =
+                    TlsSettings::intermediate(&path(&tls.certificate), &path(&tls.key))
+                        .map_err(|error| anyhow::anyhow!("listener {}: {error}", listener.name))?;
                 if listener.http2 {
                     settings.enable_h2();
                 }

@@ -37,6 +37,8 @@ pub struct Amount {
     pub retransmit_bytes: i64,
     /// Retransmitted frames.
     pub retransmit_frames: i64,
+    /// Layer-4 payload of retransmitted frames, part of `l4_payload_bytes`.
+    pub retransmit_payload_bytes: i64,
 }
 
 impl Amount {
@@ -47,6 +49,7 @@ impl Amount {
         self.l4_payload_bytes += other.l4_payload_bytes;
         self.retransmit_bytes += other.retransmit_bytes;
         self.retransmit_frames += other.retransmit_frames;
+        self.retransmit_payload_bytes += other.retransmit_payload_bytes;
     }
 
     /// True when it changes nothing.
@@ -143,7 +146,13 @@ pub fn attribute(
         };
         let key = claim.key;
         post(&mut postings, key.ifindex, Direction::Rx, key.to, &amount);
-        post(&mut postings, key.ifindex, Direction::Rx, key.from, &negative);
+        post(
+            &mut postings,
+            key.ifindex,
+            Direction::Rx,
+            key.from,
+            &negative,
+        );
     }
     postings.amounts.retain(|_, amount| !amount.is_zero());
     (postings, regressions)
@@ -156,14 +165,26 @@ fn post(
     owner: OwnerId,
     amount: &Amount,
 ) {
-    postings.amounts.entry(PostingKey { ifindex, direction, owner }).or_default().add(amount);
+    postings
+        .amounts
+        .entry(PostingKey {
+            ifindex,
+            direction,
+            owner,
+        })
+        .or_default()
+        .add(amount);
 }
 
 fn post_cells(postings: &mut Postings, ifindex: u32, delta: &InterfaceCells) {
     for direction in [Direction::Rx, Direction::Tx] {
         for (number, value) in delta.cells[direction as usize].iter().enumerate() {
             if value.bytes != 0 || value.frames != 0 {
-                let key = CellKey { ifindex, direction, cell: number };
+                let key = CellKey {
+                    ifindex,
+                    direction,
+                    cell: number,
+                };
                 let entry = postings.cells.entry(key).or_default();
                 entry.0 += value.bytes.cast_signed();
                 entry.1 += value.frames.cast_signed();

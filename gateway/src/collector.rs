@@ -63,7 +63,17 @@ impl Collector {
             .iter()
             .map(|link| (link.ifindex, link.interface.clone()))
             .collect();
-        Ok(Self { kernel, slots, claims, ledger, shared, view, watermarks, interfaces, ticks: 0 })
+        Ok(Self {
+            kernel,
+            slots,
+            claims,
+            ledger,
+            shared,
+            view,
+            watermarks,
+            interfaces,
+            ticks: 0,
+        })
     }
 
     /// Runs until stopped; then once more, so that the last bytes are posted.
@@ -72,12 +82,14 @@ impl Collector {
     /// No thread could be started.
     pub fn start(mut self, interval: Duration) -> std::io::Result<CollectorThread> {
         let (stop, stopped) = channel();
-        let thread = std::thread::Builder::new().name("collector".into()).spawn(move || {
-            while wait(&stopped, interval) {
+        let thread = std::thread::Builder::new()
+            .name("collector".into())
+            .spawn(move || {
+                while wait(&stopped, interval) {
+                    self.tick();
+                }
                 self.tick();
-            }
-            self.tick();
-        })?;
+            })?;
         Ok(CollectorThread { stop, thread })
     }
 
@@ -99,7 +111,10 @@ impl Collector {
         };
         let gap_bytes = reading.gap_bytes();
         let orphan_bytes = reading.orphans.iter().map(|cell| cell.bytes).sum();
-        let counters = Counters { accounts: reading.accounts, interfaces: reading.interfaces };
+        let counters = Counters {
+            accounts: reading.accounts,
+            interfaces: reading.interfaces,
+        };
         let mut watermarks = self.watermarks.clone();
         let (postings, regressions) = attribute(&mut watermarks, &counters, &claims);
         for regression in &regressions {
@@ -176,5 +191,8 @@ impl CollectorThread {
 
 /// False when it is time to stop.
 fn wait(stopped: &Receiver<()>, interval: Duration) -> bool {
-    matches!(stopped.recv_timeout(interval), Err(RecvTimeoutError::Timeout))
+    matches!(
+        stopped.recv_timeout(interval),
+        Err(RecvTimeoutError::Timeout)
+    )
 }

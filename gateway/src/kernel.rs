@@ -54,7 +54,9 @@ pub enum KernelError {
     #[error("{0}")]
     Pins(#[from] pins::PinError),
     /// The kernel refused the object.
-    #[error("cannot load the BPF programs: {0}; they need CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (or root) and Linux 5.15 or newer with BTF")]
+    #[error(
+        "cannot load the BPF programs: {0}; they need CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (or root) and Linux 5.15 or newer with BTF"
+    )]
     Load(String),
     /// An interface could not be observed.
     #[error("cannot observe interface {interface}: {reason}")]
@@ -118,11 +120,16 @@ impl Kernel {
             .map_err(|error| KernelError::Load(error.to_string()))?;
         let maps = load_programs(&mut ebpf)?;
         let slots = take(&mut ebpf, name::SLOTS)?;
-        let slots_len =
-            slots.info().map_err(|error| map_error(name::SLOTS, error))?.max_entries();
+        let slots_len = slots
+            .info()
+            .map_err(|error| map_error(name::SLOTS, error))?
+            .max_entries();
         let socket_slots = take(&mut ebpf, name::SOCKET_SLOTS)?;
-        let accounts_id =
-            maps.accounts.info().map_err(|error| map_error(name::ACCOUNTS, error))?.id();
+        let accounts_id = maps
+            .accounts
+            .info()
+            .map_err(|error| map_error(name::ACCOUNTS, error))?
+            .id();
         let flows = own(&maps.flows, name::FLOWS)?;
         Ok(Self {
             maps,
@@ -163,8 +170,12 @@ impl Kernel {
         endpoints: &[(SocketAddr, u16, Endpoint)],
     ) -> Result<(), KernelError> {
         let fail = |error: MapError| map_error(name::ENDPOINTS, error);
-        let data =
-            self.maps.endpoints.info().and_then(|info| MapData::from_id(info.id())).map_err(fail)?;
+        let data = self
+            .maps
+            .endpoints
+            .info()
+            .and_then(|info| MapData::from_id(info.id()))
+            .map_err(fail)?;
         let mut map: AyaHashMap<_, EndpointKey, Endpoint> =
             Map::HashMap(data).try_into().map_err(fail)?;
         let mut wanted = HashSet::new();
@@ -173,8 +184,11 @@ impl Kernel {
             map.insert(key, endpoint, 0).map_err(fail)?;
             wanted.insert(key);
         }
-        let stale: Vec<EndpointKey> =
-            map.keys().flatten().filter(|key| !wanted.contains(key)).collect();
+        let stale: Vec<EndpointKey> = map
+            .keys()
+            .flatten()
+            .filter(|key| !wanted.contains(key))
+            .collect();
         for key in stale {
             map.remove(&key).map_err(fail)?;
         }
@@ -238,7 +252,9 @@ fn load(
             loader.map_pin_path(map, pins.map(map));
         }
     }
-    loader.load(object).map_err(|error| KernelError::Load(chain(&error)))
+    loader
+        .load(object)
+        .map_err(|error| KernelError::Load(chain(&error)))
 }
 
 fn program_mut<'a>(
@@ -252,7 +268,9 @@ fn program_mut<'a>(
 }
 
 fn take(ebpf: &mut Ebpf, map: &'static str) -> Result<MapData, KernelError> {
-    let found = ebpf.take_map(map).ok_or_else(|| map_error(map, "not in the object"))?;
+    let found = ebpf
+        .take_map(map)
+        .ok_or_else(|| map_error(map, "not in the object"))?;
     match found {
         Map::HashMap(data)
         | Map::PerCpuHashMap(data)
@@ -264,11 +282,17 @@ fn take(ebpf: &mut Ebpf, map: &'static str) -> Result<MapData, KernelError> {
 }
 
 fn own(data: &MapData, map: &'static str) -> Result<OwnedFd, KernelError> {
-    data.fd().as_fd().try_clone_to_owned().map_err(|error| map_error(map, error))
+    data.fd()
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(|error| map_error(map, error))
 }
 
 fn map_error(map: &'static str, reason: impl ToString) -> KernelError {
-    KernelError::Map { map, reason: reason.to_string() }
+    KernelError::Map {
+        map,
+        reason: reason.to_string(),
+    }
 }
 
 /// An error with its causes: aya keeps the kernel's own words in the source.

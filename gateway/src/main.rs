@@ -36,8 +36,9 @@ struct ConfigArgument {
 }
 
 fn main() -> ExitCode {
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info,pingora=warn"))
-        .init();
+    // pingora's connector calls a pooled stream it could not take an error; it makes a new one.
+    let filter = "info,pingora=warn,pingora_core::connectors=off";
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(filter)).init();
     match execute(Arguments::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -61,7 +62,9 @@ fn execute(command: Command) -> anyhow::Result<()> {
         Command::Detach(argument) => {
             let config = Config::load(argument.config)?;
             let Some(observe) = &config.observe else {
-                anyhow::bail!("observe is absent or disabled in the configuration: nothing to detach");
+                anyhow::bail!(
+                    "observe is absent or disabled in the configuration: nothing to detach"
+                );
             };
             for interface in &observe.interfaces {
                 kernel::remove_clsact(interface);

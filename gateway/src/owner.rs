@@ -119,7 +119,12 @@ impl Owner {
     /// A connection-level owner at a listener or upstream.
     #[must_use]
     pub fn connection(kind: OwnerKind, leg: Leg, endpoint: &str) -> Self {
-        Self { kind, leg, endpoint: endpoint.into(), ..Self::foreign() }
+        Self {
+            kind,
+            leg,
+            endpoint: endpoint.into(),
+            ..Self::foreign()
+        }
     }
 }
 
@@ -154,7 +159,10 @@ impl Owners {
     /// Starts from the owners stored earlier.
     #[must_use]
     pub fn new(known: Vec<(OwnerId, Owner)>, store: Box<dyn OwnerStore>) -> Self {
-        let mut inner = Inner { next: 1, ..Inner::default() };
+        let mut inner = Inner {
+            next: 1,
+            ..Inner::default()
+        };
         inner.owners.insert(OwnerId::FOREIGN, Owner::foreign());
         inner.numbers.insert(Owner::foreign(), OwnerId::FOREIGN);
         for (id, owner) in known {
@@ -162,7 +170,10 @@ impl Owners {
             inner.numbers.insert(owner.clone(), id);
             inner.owners.insert(id, owner);
         }
-        Self { inner: RwLock::new(inner), store }
+        Self {
+            inner: RwLock::new(inner),
+            store,
+        }
     }
 
     /// The owner's number, given and stored now when it has none. Blocks on the store then.

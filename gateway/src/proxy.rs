@@ -13,13 +13,13 @@ use std::{sync::Arc, time::Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, header};
+use pingora::{Error, ErrorType, Result};
 use pingora::{
     http::{RequestHeader, ResponseHeader},
     prelude::{HttpPeer, ProxyHttp, Session},
     protocols::{ALPN, Digest},
     upstreams::peer::Peer as _,
 };
-use pingora::{Error, ErrorType, Result};
 
 use crate::{
     access_log::AccessLog,
@@ -79,11 +79,18 @@ impl ProxyHttp for Gateway {
         let request = session.req_header();
         let host = host(request);
         let path = request.uri.path();
-        record.route =
-            self.shared.router.find(self.listener, host, path, &request.method).cloned();
+        record.route = self
+            .shared
+            .router
+            .find(self.listener, host, path, &request.method)
+            .cloned();
         record.tenant = tenant(record, request);
         record.begin(self.request_line(session));
-        let quality = if session.is_http2() { Quality::Estimated } else { Quality::Exact };
+        let quality = if session.is_http2() {
+            Quality::Estimated
+        } else {
+            Quality::Exact
+        };
         let endpoint = EndpointId::Listener(self.listener);
         let tracked = session
             .digest()
@@ -107,7 +114,13 @@ impl ProxyHttp for Gateway {
         if record.route.is_some() {
             return Ok(false);
         }
-        problem(session, record, 404, "no route matches this host, path and method").await?;
+        problem(
+            session,
+            record,
+            404,
+            "no route matches this host, path and method",
+        )
+        .await?;
         Ok(true)
     }
 
@@ -117,13 +130,19 @@ impl ProxyHttp for Gateway {
         record: &mut RequestRecord,
     ) -> Result<Box<HttpPeer>> {
         let Some(route) = &record.route else {
-            return Err(Error::explain(ErrorType::InternalError, "routed without a route"));
+            return Err(Error::explain(
+                ErrorType::InternalError,
+                "routed without a route",
+            ));
         };
         let index = route.upstream;
         let upstream = &self.shared.config.upstreams[index.0];
         let Some(peer) = self.shared.pools[index.0].pick(&record.tried, Instant::now()) else {
             record.error = Some(format!("upstream {}: every peer was tried", upstream.name));
-            return Err(Error::explain(ErrorType::HTTPStatus(502), "every peer was tried"));
+            return Err(Error::explain(
+                ErrorType::HTTPStatus(502),
+                "every peer was tried",
+            ));
         };
         record.tried.push(peer.index);
         record.current = Some((index, peer));
@@ -151,10 +170,16 @@ impl ProxyHttp for Gateway {
         digest: Option<&Digest>,
         record: &mut RequestRecord,
     ) -> Result<()> {
-        let Some((index, chosen)) = record.current else { return Ok(()) };
+        let Some((index, chosen)) = record.current else {
+            return Ok(());
+        };
         self.shared.pools[index.0].report(chosen.index, Outcome::Connected, Instant::now());
         let h2 = matches!(peer.get_alpn(), Some(ALPN::H2));
-        let quality = if h2 { Quality::Estimated } else { Quality::Exact };
+        let quality = if h2 {
+            Quality::Estimated
+        } else {
+            Quality::Exact
+        };
         let meter = &self.shared.meter;
         let mut leg = None;
         if let Some(endpoint) = record.upstream_id()
@@ -165,7 +190,9 @@ impl ProxyHttp for Gateway {
             if let Some((tracked, owner)) = meter.find(digest).zip(owner) {
                 let mut begun = Leg::begin(&self.shared, tracked, owner, quality, true);
                 if quality == Quality::Estimated {
-                    begun.tickets.extend(begun.tracked.connection.continue_sending(owner));
+                    begun
+                        .tickets
+                        .extend(begun.tracked.connection.continue_sending(owner));
                 }
                 leg = Some(begun);
             }
@@ -210,7 +237,10 @@ impl ProxyHttp for Gateway {
             request.insert_header(X_FORWARDED_FOR.clone(), chain)?;
         }
         let tls = self.shared.config.listeners[self.listener.0].tls.is_some();
-        request.insert_header(X_FORWARDED_PROTO.clone(), if tls { "https" } else { "http" })?;
+        request.insert_header(
+            X_FORWARDED_PROTO.clone(),
+            if tls { "https" } else { "http" },
+        )?;
         if let Some(line) = &record.request {
             if !line.host.is_empty()
                 && let Ok(value) = HeaderValue::from_str(&line.host)
@@ -276,7 +306,12 @@ impl ProxyHttp for Gateway {
         Ok(None)
     }
 
-    async fn logging(&self, session: &mut Session, error: Option<&Error>, record: &mut RequestRecord) {
+    async fn logging(
+        &self,
+        session: &mut Session,
+        error: Option<&Error>,
+        record: &mut RequestRecord,
+    ) {
         if let Some(written) = session.response_written() {
             record.status = written.status.as_u16();
         }
@@ -310,7 +345,10 @@ impl Gateway {
                 http::Version::HTTP_10 => "HTTP/1.0",
                 _ => "HTTP/1.1",
             },
-            client_address: session.client_addr().map(ToString::to_string).unwrap_or_default(),
+            client_address: session
+                .client_addr()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
             listener: Arc::from(self.shared.config.listeners[self.listener.0].name.as_str()),
         }
     }
@@ -372,6 +410,8 @@ async fn problem(
     record.status = status;
     record.response_body += PayloadBytes(body.len() as u64);
     record.take_turn();
-    session.write_response_header(Box::new(header), false).await?;
+    session
+        .write_response_header(Box::new(header), false)
+        .await?;
     session.write_response_body(Some(body), true).await
 }

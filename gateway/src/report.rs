@@ -29,12 +29,21 @@ pub fn render(config: &Config) -> anyhow::Result<String> {
     let owners: BTreeMap<OwnerId, Owner> = ledger.owners()?.into_iter().collect();
     let balances = ledger.balances()?;
     let lines = lines(&owners, &balances, config.prices.as_ref())?;
-    let currency = config.prices.as_ref().map_or_else(String::new, |p| p.currency.to_string());
+    let currency = config
+        .prices
+        .as_ref()
+        .map_or_else(String::new, |p| p.currency.to_string());
     let mut out = String::new();
     writeln!(
         out,
         "{:<26} {:<12} {:>14} {:>14} {:>14} {:>14} {:>8} {:>16}",
-        "route", "tenant", "client rx B", "client tx B", "upstream tx B", "upstream rx B", "retrans",
+        "route",
+        "tenant",
+        "client rx B",
+        "client tx B",
+        "upstream tx B",
+        "upstream rx B",
+        "retrans",
         format!("cost {currency}")
     )?;
     let (mut attributed, mut money) = (0, Nanos::default());
@@ -53,10 +62,18 @@ pub fn render(config: &Config) -> anyhow::Result<String> {
             client_tx.retransmit_frames + upstream_tx.retransmit_frames,
             line.cost.to_string(),
         )?;
-        attributed += line.legs.iter().flatten().map(|amount| amount.wire_bytes).sum::<i64>();
+        attributed += line
+            .legs
+            .iter()
+            .flatten()
+            .map(|amount| amount.wire_bytes)
+            .sum::<i64>();
         money = money.checked_add(line.cost)?;
     }
-    writeln!(out, "total cost {money} {currency}; ~ marks HTTP/2, whose split is estimated")?;
+    writeln!(
+        out,
+        "total cost {money} {currency}; ~ marks HTTP/2, whose split is estimated"
+    )?;
     conservation(&mut out, &owners, &balances, attributed)?;
     Ok(out)
 }
@@ -70,7 +87,9 @@ fn lines(
     // Products first, one division per rate: rounding each owner would not add up.
     let mut products: BTreeMap<(String, String), Vec<(crate::money::Rate, i128)>> = BTreeMap::new();
     for (id, amounts) in balances.by_owner() {
-        let Some(owner) = owners.get(&id) else { continue };
+        let Some(owner) = owners.get(&id) else {
+            continue;
+        };
         let key = match owner.kind {
             OwnerKind::Route => (owner.route.clone(), owner.tenant.clone()),
             OwnerKind::Overhead => (format!("(overhead {})", owner.endpoint), String::new()),
@@ -84,7 +103,10 @@ fn lines(
             let price = prices.and_then(|prices| prices.find(owner.leg, direction));
             if let Some(price) = price {
                 let product = price.rate.exact(amount.wire_bytes.max(0).unsigned_abs());
-                products.entry(key.clone()).or_default().push((price.rate, product));
+                products
+                    .entry(key.clone())
+                    .or_default()
+                    .push((price.rate, product));
             }
         }
     }

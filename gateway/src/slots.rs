@@ -121,11 +121,19 @@ impl Slots {
         len: u32,
     ) -> io::Result<Arc<Self>> {
         let memory = Memory::map(slots, len)?;
-        let mut book = Book { free: VecDeque::new(), closing: Vec::new() };
+        let mut book = Book {
+            free: VecDeque::new(),
+            closing: Vec::new(),
+        };
         for index in 0..len {
             // SAFETY: in range; the kernel writes other fields only.
-            let generation = unsafe { (&raw const (*memory.slot(index)).generation).read_volatile() };
-            if generation == 0 { book.free.push_back(index) } else { book.closing.push(index) }
+            let generation =
+                unsafe { (&raw const (*memory.slot(index)).generation).read_volatile() };
+            if generation == 0 {
+                book.free.push_back(index)
+            } else {
+                book.closing.push(index)
+            }
         }
         Ok(Arc::new(Self {
             memory,
@@ -182,7 +190,11 @@ impl Slots {
             fence(Ordering::Release);
             (&raw mut (*slot).generation).write_volatile(generation);
         }
-        let value = SocketSlot { generation, slot: index, reserved: 0 };
+        let value = SocketSlot {
+            generation,
+            slot: index,
+            reserved: 0,
+        };
         if let Err(error) = bpf_update_socket(&self.socket_slots, fd, &value) {
             log::debug!("no socket storage for fd {fd}: {error}");
             self.retire(index);
@@ -190,7 +202,11 @@ impl Slots {
         }
         // From here on a frame that carries payload binds the flow to the slot. What came before
         // waits in the flow, and is final: read it now.
-        let unbound = if opening.claims_unbound { self.unbound(&opening) } else { Claimed::default() };
+        let unbound = if opening.claims_unbound {
+            self.unbound(&opening)
+        } else {
+            Claimed::default()
+        };
         Some(Arc::new(Connection {
             slots: Arc::clone(self),
             unbound,
@@ -201,14 +217,19 @@ impl Slots {
                 claimed: Claimed::default(),
                 handshake_taken: false,
                 last_sender: None,
-                last_ticket: RangeTicket { sequence: 0, offset: 0 },
+                last_ticket: RangeTicket {
+                    sequence: 0,
+                    offset: 0,
+                },
             }),
         }))
     }
 
     /// Payload-carrying frames a flow received before it was bound.
     fn unbound(&self, opening: &Opening) -> Claimed {
-        let Some((local, remote)) = opening.addresses else { return Claimed::default() };
+        let Some((local, remote)) = opening.addresses else {
+            return Claimed::default();
+        };
         for ifindex in self.interfaces.get().into_iter().flatten() {
             let key = FlowKey {
                 local: mapped(local.ip()),
@@ -289,11 +310,18 @@ impl Connection {
                     self.slots.overwritten.fetch_add(1, Ordering::Relaxed);
                 }
             }
-            range.write_volatile(Range { offset, owner: owner.0, ..Range::default() });
+            range.write_volatile(Range {
+                offset,
+                owner: owner.0,
+                ..Range::default()
+            });
             fence(Ordering::Release);
             (&raw mut (*slot).head).write_volatile(head + 1);
             state.last_sender = Some(owner);
-            state.last_ticket = RangeTicket { sequence: head, offset };
+            state.last_ticket = RangeTicket {
+                sequence: head,
+                offset,
+            };
         }
         Some(state.last_ticket)
     }
@@ -471,7 +499,10 @@ impl Memory {
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        Ok(Self { base: base.cast(), len })
+        Ok(Self {
+            base: base.cast(),
+            len,
+        })
     }
 
     fn slot(&self, index: u32) -> *mut Slot {
@@ -505,7 +536,13 @@ fn stream_offset(fd: RawFd) -> io::Result<u64> {
     let mut len = libc::socklen_t::try_from(size_of::<TcpInfo>()).unwrap_or(0);
     // SAFETY: the kernel writes at most `len` bytes of plain data.
     let result = unsafe {
-        libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, info.as_mut_ptr().cast(), &raw mut len)
+        libc::getsockopt(
+            fd,
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut len,
+        )
     };
     if result != 0 {
         return Err(io::Error::last_os_error());
@@ -537,9 +574,18 @@ fn bpf_update_socket(map: &OwnedFd, fd: RawFd, value: &SocketSlot) -> io::Result
     };
     // SAFETY: the element arm of bpf_attr; key and value have the map's sizes.
     let result = unsafe {
-        libc::syscall(libc::SYS_bpf, BPF_MAP_UPDATE_ELEM, &raw const attr, size_of::<ElemAttr>())
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_MAP_UPDATE_ELEM,
+            &raw const attr,
+            size_of::<ElemAttr>(),
+        )
     };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// `BPF_MAP_LOOKUP_ELEM` on the flow table.
@@ -555,7 +601,12 @@ fn bpf_lookup_flow(map: &OwnedFd, key: &FlowKey) -> Option<FlowCounters> {
     };
     // SAFETY: the element arm of bpf_attr; key and value have the map's sizes.
     let result = unsafe {
-        libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_ELEM, &raw const attr, size_of::<ElemAttr>())
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_MAP_LOOKUP_ELEM,
+            &raw const attr,
+            size_of::<ElemAttr>(),
+        )
     };
     (result == 0).then_some(flow)
 }
@@ -569,7 +620,10 @@ fn mapped(address: IpAddr) -> [u8; 16] {
 
 /// Monotonic time in nanoseconds, the clock the programs stamp with (theirs is its coarse form).
 pub(crate) fn now_ns() -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: writes one timespec.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &raw mut time) };
     time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()

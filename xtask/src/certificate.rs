@@ -28,5 +28,9 @@ pub fn write(directory: &Path, addresses: &[IpAddr]) -> Result<Certificate> {
     let key = directory.join("key.pem");
     std::fs::write(&certificate, made.cert.pem()).context("writing cert.pem")?;
     std::fs::write(&key, made.signing_key.serialize_pem()).context("writing key.pem")?;
-    Ok(Certificate { certificate, key, root: made.cert.der().clone() })
+    Ok(Certificate {
+        certificate,
+        key,
+        root: made.cert.der().clone(),
+    })
 }

@@ -63,7 +63,10 @@ pub fn run(options: Options) -> Result<()> {
         println!("stopped early; nothing is left behind");
         return Ok(());
     }
-    println!("\nthe ledger, after the gateway has stopped (edgemeter report):\n{}", report?);
+    println!(
+        "\nthe ledger, after the gateway has stopped (edgemeter report):\n{}",
+        report?
+    );
     println!("nothing is left behind: namespaces, programs and pins are gone");
     Ok(())
 }
@@ -107,7 +110,8 @@ fn traffic(site: &Site, seconds: u64, stop: &Arc<AtomicBool>) -> Result<()> {
             last = page;
         }
         for load in loads {
-            load.join().map_err(|_| anyhow::anyhow!("a load panicked"))??;
+            load.join()
+                .map_err(|_| anyhow::anyhow!("a load panicked"))??;
         }
         Ok(())
     })
@@ -153,11 +157,28 @@ fn plans(site: &Site, deadline: Duration, stop: &Arc<AtomicBool>) -> Vec<Plan> {
     let mut secure = browse();
     secure.push(order("tls", "globex"));
     vec![
-        Plan { templates: mixed, ..base.clone() },
-        Plan { templates: secure, per_connection: 20, ..tls.clone() },
+        Plan {
+            templates: mixed,
+            ..base.clone()
+        },
+        Plan {
+            templates: secure,
+            per_connection: 20,
+            ..tls.clone()
+        },
         // A new connection for every request: all overhead shows.
-        Plan { templates: browse(), per_connection: 1, connections: 1, ..base },
-        Plan { templates: browse(), protocol: Protocol::Http2, connections: 1, ..tls },
+        Plan {
+            templates: browse(),
+            per_connection: 1,
+            connections: 1,
+            ..base
+        },
+        Plan {
+            templates: browse(),
+            protocol: Protocol::Http2,
+            connections: 1,
+            ..tls
+        },
     ]
 }
 
@@ -184,7 +205,10 @@ fn far_end(page: &Exposition, link: &Link, capture: &Capture) -> Result<String> 
             sample.label("interface") == link.device && sample.label("direction") == direction
         })
     };
-    let seen = [("tx", capture.sent_by(link.mac)), ("rx", capture.sent_by(link.far_mac))];
+    let seen = [
+        ("tx", capture.sent_by(link.mac)),
+        ("rx", capture.sent_by(link.far_mac)),
+    ];
     let mut line = format!("far end of {}:", link.device);
     for (direction, count) in seen {
         let counted = total(direction);

@@ -47,7 +47,9 @@ impl Exposition {
     /// # Errors
     /// Names the line that is no sample.
     pub fn parse(text: &str) -> Result<Self> {
-        let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+        let lines = text
+            .lines()
+            .filter(|line| !line.is_empty() && !line.starts_with('#'));
         let samples = lines
             .map(|line| sample(line).with_context(|| format!("not a sample: {line}")))
             .collect::<Result<_>>()?;
@@ -56,12 +58,17 @@ impl Exposition {
 
     /// Samples of a name.
     pub fn named<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Sample> {
-        self.samples.iter().filter(move |sample| sample.name == name)
+        self.samples
+            .iter()
+            .filter(move |sample| sample.name == name)
     }
 
     /// Sum of the samples of a name that satisfy a condition.
     pub fn sum(&self, name: &str, condition: impl Fn(&Sample) -> bool) -> i128 {
-        self.named(name).filter(|sample| condition(sample)).map(Sample::integer).sum()
+        self.named(name)
+            .filter(|sample| condition(sample))
+            .map(Sample::integer)
+            .sum()
     }
 }
 
@@ -72,14 +79,25 @@ impl Exposition {
 pub fn get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
     let mut stream = TcpStream::connect_timeout(&address, DEADLINE)
         .with_context(|| format!("connecting to {address}"))?;
-    stream.set_read_timeout(Some(DEADLINE)).context("read timeout")?;
-    write!(stream, "GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n")
-        .context("asking")?;
+    stream
+        .set_read_timeout(Some(DEADLINE))
+        .context("read timeout")?;
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n"
+    )
+    .context("asking")?;
     let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).context("reading the answer")?;
+    stream
+        .read_to_end(&mut answer)
+        .context("reading the answer")?;
     let text = String::from_utf8_lossy(&answer);
     let (head, body) = text.split_once("\r\n\r\n").context("no end of header")?;
-    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).context("no status")?;
+    let status = head
+        .split(' ')
+        .nth(1)
+        .and_then(|code| code.parse().ok())
+        .context("no status")?;
     Ok((status, body.to_owned()))
 }
 
@@ -95,7 +113,9 @@ pub fn scrape(address: SocketAddr) -> Result<Exposition> {
 
 fn sample(line: &str) -> Option<Sample> {
     let (head, rest) = match line.find('{') {
-        None => line.split_once(' ').map(|(name, rest)| ((name, ""), rest))?,
+        None => line
+            .split_once(' ')
+            .map(|(name, rest)| ((name, ""), rest))?,
         Some(open) => {
             let close = line.rfind("} ")?;
             ((&line[..open], &line[open + 1..close]), &line[close + 2..])
@@ -121,7 +141,11 @@ fn sample(line: &str) -> Option<Sample> {
         text = after[end + 1..].trim_start_matches(',');
     }
     let value = rest.split(' ').next()?.to_owned();
-    Some(Sample { name: head.0.to_owned(), labels, value })
+    Some(Sample {
+        name: head.0.to_owned(),
+        labels,
+        value,
+    })
 }
 
 #[cfg(test)]
@@ -139,7 +163,10 @@ mod tests {
         assert_eq!(page.samples[0].label("y"), "q\"}\\");
         assert_eq!(page.samples[0].integer(), i128::from(u64::MAX));
         assert_eq!(page.samples[1].value, "0.5");
-        assert_eq!(page.sum("a_total", |sample| sample.label("x") == "1,2"), i128::from(u64::MAX));
+        assert_eq!(
+            page.sum("a_total", |sample| sample.label("x") == "1,2"),
+            i128::from(u64::MAX)
+        );
     }
 
     #[test]

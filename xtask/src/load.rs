@@ -65,7 +65,12 @@ impl Template {
 
     /// A POST that must answer `status`.
     #[must_use]
-    pub fn post(name: &'static str, path: impl Into<String>, body: impl Into<String>, status: u16) -> Self {
+    pub fn post(
+        name: &'static str,
+        path: impl Into<String>,
+        body: impl Into<String>,
+        status: u16,
+    ) -> Self {
         Self {
             method: Method::POST,
             body: body.into(),
@@ -124,14 +129,23 @@ pub type Summary = BTreeMap<&'static str, Answers>;
 /// # Errors
 /// The first wrong status, failed connection or late answer, with its request.
 pub fn run(namespace: &Namespace, plan: &Plan) -> Result<Summary> {
-    namespace.run(|| {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .context("starting the load's runtime")?
-            .block_on(Load::new(plan)?.run())
-    })?
+    namespace.run(|| run_here(plan))?
 }
+
+/// Runs the load from the namespace the calling thread is in.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_here(plan: &Plan) -> Result<Summary> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("starting the load's runtime")?
+        .block_on(Load::new(plan)?.run())
+}
+
+/// A template and the request made from it.
+type Asked<'a> = (&'a Template, Request<Full<Bytes>>);
 
 struct Load {
     plan: Plan,
@@ -148,7 +162,11 @@ struct State {
 
 impl Load {
     fn new(plan: &Plan) -> Result<Arc<Self>> {
-        let tls = plan.root.as_ref().map(|root| connector(root, plan.protocol)).transpose()?;
+        let tls = plan
+            .root
+            .as_ref()
+            .map(|root| connector(root, plan.protocol))
+            .transpose()?;
         Ok(Arc::new(Self {
             plan: plan.clone(),
             tls,
@@ -195,26 +213,36 @@ impl Load {
                 let (mut sender, connection) = http1::handshake(io).await.context("HTTP/1.1")?;
                 let driver = tokio::spawn(connection);
                 for _ in 0..self.plan.per_connection {
-                    let Some((template, request)) = self.next_request()? else { break };
+                    let Some((template, request)) = self.next_request()? else {
+                        break;
+                    };
                     let name = template.name;
-                    let answer = tokio::time::timeout(ANSWER_DEADLINE, sender.send_request(request));
+                    let answer =
+                        tokio::time::timeout(ANSWER_DEADLINE, sender.send_request(request));
                     let answer = answer.await.with_context(|| format!("{name}: no answer"))?;
-                    self.check(template, answer.with_context(|| name.to_owned())?).await?;
-                    sender.ready().await.with_context(|| format!("after {name}"))?;
+                    self.check(template, answer.with_context(|| name.to_owned())?)
+                        .await?;
+                    sender
+                        .ready()
+                        .await
+                        .with_context(|| format!("after {name}"))?;
                 }
                 drop(sender);
                 let _ = driver.await;
             }
             Protocol::Http2 => {
-                let (sender, connection) =
-                    http2::handshake(TokioExecutor::new(), io).await.context("HTTP/2")?;
+                let (sender, connection) = http2::handshake(TokioExecutor::new(), io)
+                    .await
+                    .context("HTTP/2")?;
                 let driver = tokio::spawn(connection);
                 let mut made = 0;
                 while made < self.plan.per_connection {
                     // Four streams at once, so that they share frames.
                     let mut answers = vec![];
                     for _ in 0..4 {
-                        let Some((template, request)) = self.next_request()? else { break };
+                        let Some((template, request)) = self.next_request()? else {
+                            break;
+                        };
                         let mut sender = sender.clone();
                         sender.ready().await.context("HTTP/2 stream")?;
                         answers.push((template, sender.send_request(request)));
@@ -225,7 +253,8 @@ impl Load {
                     }
                     for (template, answer) in answers {
                         let answer = tokio::time::timeout(ANSWER_DEADLINE, answer).await;
-                        let answer = answer.with_context(|| format!("{}: no answer", template.name))?;
+                        let answer =
+                            answer.with_context(|| format!("{}: no answer", template.name))?;
                         let answer = answer.with_context(|| template.name.to_owned())?;
                         self.check(template, answer).await?;
                     }
@@ -246,7 +275,11 @@ impl Load {
             .to_bytes();
         if status != template.status {
             let text: String = String::from_utf8_lossy(&body).chars().take(300).collect();
-            bail!("{}: status {status}, not {}: {text}", template.name, template.status);
+            bail!(
+                "{}: status {status}, not {}: {text}",
+                template.name,
+                template.status
+            );
         }
         let mut state = self.state();
         let answers = state.summary.entry(template.name).or_default();
@@ -261,7 +294,7 @@ impl Load {
             && self.started.elapsed() < self.plan.deadline
     }
 
-    fn next_request(&self) -> Result<Option<(&Template, Request<Full<Bytes>>)>> {
+    fn next_request(&self) -> Result<Option<Asked<'_>>> {
         if !self.more() {
             return Ok(None);
         }
@@ -289,7 +322,9 @@ impl Load {
             request = request.header(*name, fill(value));
         }
         state.summary.entry(template.name).or_default().sent_bytes += body.len() as u64;
-        let request = request.body(Full::new(Bytes::from(body))).context("building a request")?;
+        let request = request
+            .body(Full::new(Bytes::from(body)))
+            .context("building a request")?;
         Ok(Some((template, request)))
     }
 
@@ -300,7 +335,9 @@ impl Load {
 
 fn connector(root: &CertificateDer<'static>, protocol: Protocol) -> Result<TlsConnector> {
     let mut roots = RootCertStore::empty();
-    roots.add(root.clone()).context("the load's root certificate")?;
+    roots
+        .add(root.clone())
+        .context("the load's root certificate")?;
     let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()

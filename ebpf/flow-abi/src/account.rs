@@ -27,6 +27,9 @@ pub struct Account {
     pub tx_retransmit_bytes: u64,
     /// Retransmitted frames, part of `tx_frames`.
     pub tx_retransmit_frames: u64,
+    /// Layer-4 payload bytes of retransmitted frames, part of `tx_payload_bytes`: what is left
+    /// without them is goodput.
+    pub tx_retransmit_payload_bytes: u64,
     /// Wire bytes received.
     pub rx_bytes: u64,
     /// Frames received.
@@ -75,7 +78,13 @@ pub mod cell {
     pub const COUNT: usize = 8;
     /// Names, by number, as they appear in metrics and reports.
     pub const NAMES: [&str; COUNT] = [
-        "total", "non_ip", "other_l4", "fragment", "unparsable", "flows_full", "accounts_full",
+        "total",
+        "non_ip",
+        "other_l4",
+        "fragment",
+        "unparsable",
+        "flows_full",
+        "accounts_full",
         "spare",
     ];
 }

@@ -6,7 +6,7 @@ use crate::*;
 
 const _: () = {
     assert!(size_of::<AccountKey>() == 8);
-    assert!(size_of::<Account>() == 64);
+    assert!(size_of::<Account>() == 72);
     assert!(size_of::<Cell>() == 16);
     assert!(size_of::<InterfaceCells>() == 256);
 

@@ -11,8 +11,8 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use flow_abi::{
-    Account, AccountKey, Direction, Endpoint, EndpointKey, FlowCounters, FlowKey,
-    InterfaceCells, Slot, cell, closed, flow_flag, side,
+    Account, AccountKey, Direction, Endpoint, EndpointKey, FlowCounters, FlowKey, InterfaceCells,
+    Slot, cell, closed, flow_flag, side,
 };
 
 use crate::{
@@ -30,6 +30,7 @@ static ZERO: Account = Account {
     tx_payload_bytes: 0,
     tx_retransmit_bytes: 0,
     tx_retransmit_frames: 0,
+    tx_retransmit_payload_bytes: 0,
     rx_bytes: 0,
     rx_frames: 0,
     rx_payload_bytes: 0,
@@ -52,15 +53,25 @@ pub struct Wire {
 /// the verifier refuses. Zero when the divisor is zero.
 #[inline(always)]
 pub fn ceil_div(dividend: u64, divisor: u64) -> u64 {
-    if divisor == 0 { 0 } else { (dividend + divisor - 1) / divisor }
+    if divisor == 0 {
+        0
+    } else {
+        (dividend + divisor - 1) / divisor
+    }
 }
 
 #[inline(always)]
 pub fn frame(ctx: &TcContext, direction: Direction) {
     let skb = ctx.skb.skb;
     // SAFETY: skb is the program's context.
-    let (len, gso_size, vlan_present, ifindex) =
-        unsafe { ((*skb).len, (*skb).gso_size, (*skb).vlan_present, (*skb).ifindex) };
+    let (len, gso_size, vlan_present, ifindex) = unsafe {
+        (
+            (*skb).len,
+            (*skb).gso_size,
+            (*skb).vlan_present,
+            (*skb).ifindex,
+        )
+    };
     let mut parsed = Parsed::empty();
     let has_tuple = parse::parse(ctx, direction, &mut parsed);
 
@@ -81,10 +92,22 @@ pub fn frame(ctx: &TcContext, direction: Direction) {
             wire.frames = ceil_div(after_header, wire.segment);
             wire.bytes += (wire.frames - 1) * wire.header_len;
         } else {
-            let end = if parsed.ip_end == 0 { len } else { parsed.ip_end };
-            let payload = if end < parsed.header_len { 0 } else { end - parsed.header_len } as u64;
+            let end = if parsed.ip_end == 0 {
+                len
+            } else {
+                parsed.ip_end
+            };
+            let payload = if end < parsed.header_len {
+                0
+            } else {
+                end - parsed.header_len
+            } as u64;
             // A length field that promises more than the frame holds is a lie: count what is here.
-            wire.payload = if payload > after_header { after_header } else { payload };
+            wire.payload = if payload > after_header {
+                after_header
+            } else {
+                payload
+            };
             wire.segment = wire.payload | 1;
         }
     }
@@ -135,7 +158,9 @@ fn add_cell(
             if number != cell::TOTAL as u32 {
                 return;
             }
-            let Some(orphans) = ORPHANS.get_ptr_mut(direction as u32) else { return };
+            let Some(orphans) = ORPHANS.get_ptr_mut(direction as u32) else {
+                return;
+            };
             orphans
         }
     };
@@ -186,7 +211,11 @@ fn create(key: &FlowKey) -> u32 {
 /// Whose flow this is, by its listener or its upstream peer. Asked once per connection.
 #[inline(always)]
 fn endpoint(key: &FlowKey) -> Endpoint {
-    let mut lookup = EndpointKey { address: [0; 16], port: key.local_port, side: side::LISTENER };
+    let mut lookup = EndpointKey {
+        address: [0; 16],
+        port: key.local_port,
+        side: side::LISTENER,
+    };
     // SAFETY: values are copied out at once.
     unsafe {
         if let Some(found) = ENDPOINTS.get(&lookup) {
@@ -196,12 +225,19 @@ fn endpoint(key: &FlowKey) -> Endpoint {
         if let Some(found) = ENDPOINTS.get(&lookup) {
             return *found;
         }
-        lookup = EndpointKey { address: key.remote, port: key.remote_port, side: side::PEER };
+        lookup = EndpointKey {
+            address: key.remote,
+            port: key.remote_port,
+            side: side::PEER,
+        };
         if let Some(found) = ENDPOINTS.get(&lookup) {
             return *found;
         }
     }
-    Endpoint { overhead_owner: 0, unclaimed_owner: 0 }
+    Endpoint {
+        overhead_owner: 0,
+        unclaimed_owner: 0,
+    }
 }
 
 /// Adds the frame to its flow, its slot and its account. Returns non-zero when an account could
@@ -235,7 +271,11 @@ unsafe fn count(
                 (*flow).cookie = 0;
                 (*flow).flags = 0;
             }
-            let shift = if matches!(direction, Direction::Tx) { flow_flag::TX_SHIFT } else { 0 };
+            let shift = if matches!(direction, Direction::Tx) {
+                flow_flag::TX_SHIFT
+            } else {
+                0
+            };
             (*flow).flags |= flags << shift;
         }
         match direction {
@@ -322,7 +362,8 @@ unsafe fn sent(
                 if !full.is_null() {
                     let tcp = bpf_tcp_sock(full);
                     if !tcp.is_null() {
-                        if wire.payload != 0 && (parsed.seq.wrapping_sub((*tcp).snd_nxt) as i32) < 0 {
+                        if wire.payload != 0 && (parsed.seq.wrapping_sub((*tcp).snd_nxt) as i32) < 0
+                        {
                             wire.retransmit = 1;
                         }
                         let srtt = (*tcp).srtt_us >> 3;
@@ -337,7 +378,7 @@ unsafe fn sent(
                             (*slot).acked_offset = acked;
                             let ahead = parsed.seq.wrapping_sub((*tcp).snd_una) as i32 as i64;
                             offset = acked.wrapping_add(ahead as u64);
-                        } 
+                        }
                     } else {
                         slot = None;
                     }
@@ -458,7 +499,9 @@ fn account(owner: u32, ifindex: u32) -> Option<*mut Account> {
 
 #[inline(never)]
 fn credit_rx(owner: u32, ifindex: u32, wire: &Wire) -> u32 {
-    let Some(account) = account(owner, ifindex) else { return 1 };
+    let Some(account) = account(owner, ifindex) else {
+        return 1;
+    };
     // SAFETY: per CPU, so plain additions suffice.
     unsafe {
         (*account).rx_bytes += wire.bytes;
@@ -471,7 +514,9 @@ fn credit_rx(owner: u32, ifindex: u32, wire: &Wire) -> u32 {
 /// One body, called from every range of a segment: inlining it sixteen times would not verify.
 #[inline(never)]
 pub fn credit_tx(owner: u32, ifindex: u32, wire: &Wire) -> u32 {
-    let Some(account) = account(owner, ifindex) else { return 1 };
+    let Some(account) = account(owner, ifindex) else {
+        return 1;
+    };
     // SAFETY: per CPU, so plain additions suffice.
     unsafe {
         (*account).tx_bytes += wire.bytes;
@@ -480,6 +525,7 @@ pub fn credit_tx(owner: u32, ifindex: u32, wire: &Wire) -> u32 {
         if wire.retransmit != 0 {
             (*account).tx_retransmit_bytes += wire.bytes;
             (*account).tx_retransmit_frames += wire.frames;
+            (*account).tx_retransmit_payload_bytes += wire.payload;
         }
     }
     0

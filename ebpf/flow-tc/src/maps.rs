@@ -52,7 +52,11 @@ pub unsafe fn socket_slot(sk: *mut bpf_sock) -> Option<SocketSlot> {
             0,
         )
     } as *const SocketSlot;
-    if value.is_null() { None } else { Some(unsafe { *value }) }
+    if value.is_null() {
+        None
+    } else {
+        Some(unsafe { *value })
+    }
 }
 
 /// The slot, if it still serves the connection that was given `generation`.

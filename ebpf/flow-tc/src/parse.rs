@@ -128,7 +128,11 @@ unsafe fn fast(ctx: &TcContext, direction: Direction, out: &mut Parsed) -> Optio
         }
         protocol = (words[1] >> 16) as u8;
         let payload_len = u16::from_be(words[1] as u16) as u32;
-        out.ip_end = if payload_len == 0 { 0 } else { 54 + payload_len };
+        out.ip_end = if payload_len == 0 {
+            0
+        } else {
+            54 + payload_len
+        };
         source = [words[2], words[3], words[4], words[5]];
         destination = [words[6], words[7], words[8], words[9]];
         l4_offset = 54;
@@ -155,7 +159,14 @@ unsafe fn fast(ctx: &TcContext, direction: Direction, out: &mut Parsed) -> Optio
     } else {
         return None;
     }
-    set_key(ctx, direction, (source, source_port), (destination, destination_port), protocol, out);
+    set_key(
+        ctx,
+        direction,
+        (source, source_port),
+        (destination, destination_port),
+        protocol,
+        out,
+    );
     Some(())
 }
 
@@ -182,7 +193,11 @@ fn general(ctx: &TcContext, direction: Direction, out: &mut Parsed) -> Result<()
         if header[0] >> 4 != 4 || header_len < 20 || (total_len != 0 && total_len < header_len) {
             return Err(0);
         }
-        out.ip_end = if total_len == 0 { 0 } else { (offset + total_len) as u32 };
+        out.ip_end = if total_len == 0 {
+            0
+        } else {
+            (offset + total_len) as u32
+        };
         if (header[6] & 0x3f) | header[7] != 0 {
             out.cell = cell::FRAGMENT as u32;
             return Err(0);
@@ -197,7 +212,11 @@ fn general(ctx: &TcContext, direction: Direction, out: &mut Parsed) -> Result<()
             return Err(0);
         }
         let payload_len = u16::from_be(words[1] as u16) as usize;
-        out.ip_end = if payload_len == 0 { 0 } else { (offset + 40 + payload_len) as u32 };
+        out.ip_end = if payload_len == 0 {
+            0
+        } else {
+            (offset + 40 + payload_len) as u32
+        };
         protocol = (words[1] >> 16) as u8;
         source = [words[2], words[3], words[4], words[5]];
         destination = [words[6], words[7], words[8], words[9]];
@@ -248,7 +267,14 @@ fn general(ctx: &TcContext, direction: Direction, out: &mut Parsed) -> Result<()
     }
     let source_port = u16::from_be_bytes([ports[0], ports[1]]);
     let destination_port = u16::from_be_bytes([ports[2], ports[3]]);
-    set_key(ctx, direction, (source, source_port), (destination, destination_port), protocol, out);
+    set_key(
+        ctx,
+        direction,
+        (source, source_port),
+        (destination, destination_port),
+        protocol,
+        out,
+    );
     Ok(())
 }
 

@@ -30,7 +30,9 @@ impl Claims {
     #[must_use]
     pub fn take(&self) -> Vec<Claim> {
         let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
-        sums.drain().map(|(key, (bytes, frames))| Claim { key, bytes, frames }).collect()
+        sums.drain()
+            .map(|(key, (bytes, frames))| Claim { key, bytes, frames })
+            .collect()
     }
 
     /// Puts back claims of a tick that could not be written.

@@ -10,6 +10,10 @@ use super::*;
 struct Random(u64);
 
 impl Random {
+    fn small(&mut self, bound: u32) -> u32 {
+        u32::try_from(self.below(u64::from(bound))).unwrap()
+    }
+
     fn below(&mut self, bound: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -43,19 +47,22 @@ impl World {
     fn traffic(&mut self) {
         for _ in 0..self.random.below(40) {
             let bytes = 54 + self.random.below(1460);
-            let direction = self.random.below(2) as usize;
+            let direction = self.random.small(2) as usize;
             let cells = self.counters.interfaces.entry(IFINDEX).or_default();
             let add = |cells: &mut InterfaceCells, number: usize| {
                 cells.cells[direction][number].bytes += bytes;
                 cells.cells[direction][number].frames += 1;
             };
             add(cells, cell::TOTAL);
-            let place = self.random.below(8) as u32;
+            let place = self.random.small(8);
             if place == 0 {
                 add(cells, cell::NON_IP);
                 continue;
             }
-            let key = AccountKey { owner: place, ifindex: IFINDEX };
+            let key = AccountKey {
+                owner: place,
+                ifindex: IFINDEX,
+            };
             let account = self.counters.accounts.entry(key).or_default();
             if direction == Direction::Rx as usize {
                 account.rx_bytes += bytes;
@@ -71,9 +78,17 @@ impl World {
         if self.claimable > 0 {
             let bytes = self.random.below(self.claimable + 1);
             self.claimable -= bytes;
-            let to = OwnerId(2 + self.random.below(6) as u32);
-            let key = ClaimKey { from: OwnerId(UNCLAIMED), to, ifindex: IFINDEX };
-            self.claims.push(Claim { key, bytes, frames: 1 });
+            let to = OwnerId(2 + self.random.small(6));
+            let key = ClaimKey {
+                from: OwnerId(UNCLAIMED),
+                to,
+                ifindex: IFINDEX,
+            };
+            self.claims.push(Claim {
+                key,
+                bytes,
+                frames: 1,
+            });
         }
     }
 }
@@ -123,7 +138,13 @@ fn parts_equal_the_whole_and_nothing_is_negative_over_any_history() {
                 .counters
                 .accounts
                 .values()
-                .map(|a| if direction == Direction::Rx { a.rx_bytes } else { a.tx_bytes })
+                .map(|a| {
+                    if direction == Direction::Rx {
+                        a.rx_bytes
+                    } else {
+                        a.tx_bytes
+                    }
+                })
                 .sum();
             assert_eq!(posted, counted.cast_signed(), "seed {seed}");
         }
@@ -142,17 +163,42 @@ fn a_tick_without_traffic_posts_nothing() {
 
 #[test]
 fn a_counter_that_goes_backwards_is_reported_and_not_posted() {
-    let key = AccountKey { owner: 3, ifindex: IFINDEX };
+    let key = AccountKey {
+        owner: 3,
+        ifindex: IFINDEX,
+    };
     let mut watermarks = Watermarks::default();
     let mut counters = Counters::default();
-    counters.accounts.insert(key, Account { rx_bytes: 100, ..Account::default() });
+    counters.accounts.insert(
+        key,
+        Account {
+            rx_bytes: 100,
+            ..Account::default()
+        },
+    );
     let _ = attribute(&mut watermarks, &counters, &[]);
-    counters.accounts.insert(key, Account { rx_bytes: 40, ..Account::default() });
+    counters.accounts.insert(
+        key,
+        Account {
+            rx_bytes: 40,
+            ..Account::default()
+        },
+    );
     let (postings, regressions) = attribute(&mut watermarks, &counters, &[]);
     assert_eq!(postings, Postings::default());
     assert_eq!(regressions.len(), 1);
-    counters.accounts.insert(key, Account { rx_bytes: 130, ..Account::default() });
+    counters.accounts.insert(
+        key,
+        Account {
+            rx_bytes: 130,
+            ..Account::default()
+        },
+    );
     let (postings, _) = attribute(&mut watermarks, &counters, &[]);
-    let posted: i64 = postings.amounts.values().map(|amount| amount.wire_bytes).sum();
+    let posted: i64 = postings
+        .amounts
+        .values()
+        .map(|amount| amount.wire_bytes)
+        .sum();
     assert_eq!(posted, 30, "the watermark stayed where it was");
 }

@@ -30,9 +30,9 @@ impl Watermarks {
     ) -> Result<(Amount, Amount), Regression> {
         let mark = self.accounts.entry(key).or_default();
         let delta = |now: u64, before: u64| {
-            now.checked_sub(before).map(u64::cast_signed).ok_or_else(|| {
-                Regression(format!("{key:?}: {before} → {now}"))
-            })
+            now.checked_sub(before)
+                .map(u64::cast_signed)
+                .ok_or_else(|| Regression(format!("{key:?}: {before} → {now}")))
         };
         let rx = Amount {
             wire_bytes: delta(now.rx_bytes, mark.rx_bytes)?,
@@ -46,6 +46,10 @@ impl Watermarks {
             l4_payload_bytes: delta(now.tx_payload_bytes, mark.tx_payload_bytes)?,
             retransmit_bytes: delta(now.tx_retransmit_bytes, mark.tx_retransmit_bytes)?,
             retransmit_frames: delta(now.tx_retransmit_frames, mark.tx_retransmit_frames)?,
+            retransmit_payload_bytes: delta(
+                now.tx_retransmit_payload_bytes,
+                mark.tx_retransmit_payload_bytes,
+            )?,
         };
         *mark = *now;
         Ok((rx, tx))
@@ -61,7 +65,10 @@ impl Watermarks {
         for (direction, cells) in now.cells.iter().enumerate() {
             for (number, cell) in cells.iter().enumerate() {
                 let before = mark.cells[direction][number];
-                let gained = cell.bytes.checked_sub(before.bytes).zip(cell.frames.checked_sub(before.frames));
+                let gained = cell
+                    .bytes
+                    .checked_sub(before.bytes)
+                    .zip(cell.frames.checked_sub(before.frames));
                 let Some((bytes, frames)) = gained else {
                     return Err(Regression(format!(
                         "interface {ifindex} direction {direction} cell {number}: {before:?} → {cell:?}"

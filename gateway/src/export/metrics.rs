@@ -15,11 +15,13 @@ use crate::{
 };
 
 /// Seconds, 100 µs to 10 s.
-const DURATION_BUCKETS: [f64; 14] =
-    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 10.0];
+const DURATION_BUCKETS: [f64; 14] = [
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 10.0,
+];
 /// Seconds, 20 µs to 1 s.
-const RTT_BUCKETS: [f64; 12] =
-    [0.00002, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.02, 0.1, 0.3, 1.0];
+const RTT_BUCKETS: [f64; 12] = [
+    0.00002, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.02, 0.1, 0.3, 1.0,
+];
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct RouteLabel {
@@ -44,8 +46,12 @@ impl RequestLabels {
     #[must_use]
     pub fn new(route: Option<&Route>, status: u16) -> Self {
         Self {
-            route: route.map_or(UNROUTED, |route| route.name.as_str()).to_owned(),
-            service: route.map_or(UNROUTED, |route| route.service.as_str()).to_owned(),
+            route: route
+                .map_or(UNROUTED, |route| route.name.as_str())
+                .to_owned(),
+            service: route
+                .map_or(UNROUTED, |route| route.service.as_str())
+                .to_owned(),
             status_class: match status / 100 {
                 1 => "1xx",
                 2 => "2xx",
@@ -86,7 +92,11 @@ impl RequestMetrics {
             client_rtt: Family::new_with_constructor(rtts),
             upstream_rtt: Family::new_with_constructor(rtts),
             connect_failures: Family::default(),
-            upstreams: config.upstreams.iter().map(|u| u.name.as_str().to_owned()).collect(),
+            upstreams: config
+                .upstreams
+                .iter()
+                .map(|u| u.name.as_str().to_owned())
+                .collect(),
         };
         registry.register(
             "edgemeter_requests",
@@ -140,18 +150,30 @@ impl RequestMetrics {
         response_body: PayloadBytes,
     ) {
         self.requests.get_or_create(labels).inc();
-        let route = RouteLabel { route: labels.route.clone() };
-        self.request_body.get_or_create(&route).inc_by(request_body.0);
-        self.response_body.get_or_create(&route).inc_by(response_body.0);
-        self.duration.get_or_create(&route).observe(duration.as_secs_f64());
+        let route = RouteLabel {
+            route: labels.route.clone(),
+        };
+        self.request_body
+            .get_or_create(&route)
+            .inc_by(request_body.0);
+        self.response_body
+            .get_or_create(&route)
+            .inc_by(response_body.0);
+        self.duration
+            .get_or_create(&route)
+            .observe(duration.as_secs_f64());
     }
 
     /// Round-trip time of the client connection; 0 is unknown and not observed.
     pub fn client_rtt(&self, route: Option<&Route>, srtt_us: u32) {
         if srtt_us > 0 {
-            let route = route.map_or(UNROUTED, |route| route.name.as_str()).to_owned();
+            let route = route
+                .map_or(UNROUTED, |route| route.name.as_str())
+                .to_owned();
             let rtt = Duration::from_micros(srtt_us.into());
-            self.client_rtt.get_or_create(&RouteLabel { route }).observe(rtt.as_secs_f64());
+            self.client_rtt
+                .get_or_create(&RouteLabel { route })
+                .observe(rtt.as_secs_f64());
         }
     }
 
@@ -161,7 +183,9 @@ impl RequestMetrics {
             && let Some(label) = self.upstream(upstream)
         {
             let rtt = Duration::from_micros(srtt_us.into());
-            self.upstream_rtt.get_or_create(&label).observe(rtt.as_secs_f64());
+            self.upstream_rtt
+                .get_or_create(&label)
+                .observe(rtt.as_secs_f64());
         }
     }
 

@@ -11,9 +11,7 @@ use flow_abi::{Direction, cell};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric},
-    metrics::{
-        counter::ConstCounter, gauge::ConstGauge, info::Info,
-    },
+    metrics::{counter::ConstCounter, gauge::ConstGauge, info::Info},
     registry::Unit,
 };
 
@@ -117,13 +115,21 @@ impl WireMetrics {
     /// A collector over the view.
     #[must_use]
     pub fn new(view: Arc<Mutex<WireView>>, owners: Arc<Owners>, prices: Option<Prices>) -> Self {
-        Self { view, owners: OwnersHandle(owners), prices }
+        Self {
+            view,
+            owners: OwnersHandle(owners),
+            prices,
+        }
     }
 
     fn labels(owner: &Owner, interface: &str, direction: Direction) -> OwnerLabels {
         OwnerLabels {
             kind: owner.kind.as_str(),
-            leg: if owner.kind == OwnerKind::Foreign { "" } else { owner.leg.as_str() },
+            leg: if owner.kind == OwnerKind::Foreign {
+                ""
+            } else {
+                owner.leg.as_str()
+            },
             endpoint: owner.endpoint.clone(),
             route: owner.route.clone(),
             service: owner.service.clone(),
@@ -137,12 +143,21 @@ impl WireMetrics {
 
 impl Collector for WireMetrics {
     fn encode(&self, mut out: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let view = self.view.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let unknown = Owner { route: "(owner lost)".into(), ..Owner::foreign() };
+        let view = self
+            .view
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let unknown = Owner {
+            route: "(owner lost)".into(),
+            ..Owner::foreign()
+        };
         let mut wire = BTreeMap::new();
         let mut frames = BTreeMap::new();
         let mut retransmit_bytes = BTreeMap::new();
         let mut retransmit_frames = BTreeMap::new();
+        let mut payload = BTreeMap::new();
+        let mut goodput = BTreeMap::new();
         let mut unclaimed = BTreeMap::new();
         let mut cost: BTreeMap<CostLabels, (i128, crate::money::Rate)> = BTreeMap::new();
         for (interface, direction, id, amount) in view.balances.amounts() {
@@ -155,6 +170,9 @@ impl Collector for WireMetrics {
             }
             *wire.entry(labels.clone()).or_insert(0) += amount.wire_bytes;
             *frames.entry(labels.clone()).or_insert(0) += amount.frames;
+            *payload.entry(labels.clone()).or_insert(0) += amount.l4_payload_bytes;
+            *goodput.entry(labels.clone()).or_insert(0) +=
+                amount.l4_payload_bytes - amount.retransmit_payload_bytes;
             if direction == Direction::Tx {
                 *retransmit_bytes.entry(labels.clone()).or_insert(0) += amount.retransmit_bytes;
                 *retransmit_frames.entry(labels).or_insert(0) += amount.retransmit_frames;
@@ -164,10 +182,48 @@ impl Collector for WireMetrics {
                 entry.0 += rate.exact(amount.wire_bytes.max(0).unsigned_abs());
             }
         }
-        family(&mut out, "edgemeter_wire", "Layer-2 bytes (without FCS; headers, TLS and retransmits included) by owner", Some(&Unit::Bytes), &wire)?;
-        family(&mut out, "edgemeter_wire_frames", "Frames by owner", None, &frames)?;
-        family(&mut out, "edgemeter_wire_retransmit", "Wire bytes of retransmitted frames, part of edgemeter_wire", Some(&Unit::Bytes), &retransmit_bytes)?;
-        family(&mut out, "edgemeter_wire_retransmit_frames", "Retransmitted frames, part of edgemeter_wire_frames", None, &retransmit_frames)?;
+        family(
+            &mut out,
+            "edgemeter_wire",
+            "Layer-2 bytes (without FCS; headers, TLS and retransmits included) by owner",
+            Some(&Unit::Bytes),
+            &wire,
+        )?;
+        family(
+            &mut out,
+            "edgemeter_wire_frames",
+            "Frames by owner",
+            None,
+            &frames,
+        )?;
+        family(
+            &mut out,
+            "edgemeter_wire_retransmit",
+            "Wire bytes of retransmitted frames, part of edgemeter_wire",
+            Some(&Unit::Bytes),
+            &retransmit_bytes,
+        )?;
+        family(
+            &mut out,
+            "edgemeter_wire_retransmit_frames",
+            "Retransmitted frames, part of edgemeter_wire_frames",
+            None,
+            &retransmit_frames,
+        )?;
+        family(
+            &mut out,
+            "edgemeter_l4_payload",
+            "TCP and UDP payload bytes by owner, TLS records and retransmitted payload included",
+            Some(&Unit::Bytes),
+            &payload,
+        )?;
+        family(
+            &mut out,
+            "edgemeter_goodput",
+            "TCP and UDP payload bytes by owner without what was retransmitted",
+            Some(&Unit::Bytes),
+            &goodput,
+        )?;
         let mut gauges = out.encode_descriptor(
             "edgemeter_unclaimed",
             "Received on gateway connections and claimed by no request: in flight, scans, failed handshakes, unparsable requests",
@@ -177,7 +233,6 @@ impl Collector for WireMetrics {
         for (labels, bytes) in &unclaimed {
             ConstGauge::new(*bytes).encode(gauges.encode_family(labels)?)?;
         }
-        drop(gauges);
         self.encode_cells(&mut out, &view)?;
         let mut counters = out.encode_descriptor(
             "edgemeter_cost_nanos",
@@ -189,13 +244,16 @@ impl Collector for WireMetrics {
             let nanos = u64::try_from(rate.settle(*exact).0).unwrap_or(u64::MAX);
             ConstCounter::new(nanos).encode(counters.encode_family(labels)?)?;
         }
-        drop(counters);
         encode_health(&mut out, &view)
     }
 }
 
 impl WireMetrics {
-    fn price(&self, owner: &Owner, direction: Direction) -> Option<(CostLabels, crate::money::Rate)> {
+    fn price(
+        &self,
+        owner: &Owner,
+        direction: Direction,
+    ) -> Option<(CostLabels, crate::money::Rate)> {
         if !matches!(owner.kind, OwnerKind::Route | OwnerKind::Overhead) {
             return None;
         }
@@ -203,10 +261,21 @@ impl WireMetrics {
         let price = prices.find(owner.leg, direction)?;
         let overhead = owner.kind == OwnerKind::Overhead;
         let labels = CostLabels {
-            route: if overhead { "(overhead)".into() } else { owner.route.clone() },
-            service: if overhead { owner.endpoint.clone() } else { owner.service.clone() },
+            route: if overhead {
+                "(overhead)".into()
+            } else {
+                owner.route.clone()
+            },
+            service: if overhead {
+                owner.endpoint.clone()
+            } else {
+                owner.service.clone()
+            },
             tenant: owner.tenant.clone(),
-            leg: match owner.leg { Leg::Client => "client", Leg::Upstream => "upstream" },
+            leg: match owner.leg {
+                Leg::Client => "client",
+                Leg::Upstream => "upstream",
+            },
             direction: word(direction),
             rate: price.id.as_str().to_owned(),
             currency: prices.currency.to_string(),
@@ -228,11 +297,14 @@ impl WireMetrics {
         )?;
         for (interface, direction, number, bytes, _) in view.balances.cells() {
             if number == cell::TOTAL {
-                let labels = InterfaceLabels { interface: interface.into(), direction: word(direction) };
-                ConstCounter::new(bytes.max(0).unsigned_abs()).encode(totals.encode_family(&labels)?)?;
+                let labels = InterfaceLabels {
+                    interface: interface.into(),
+                    direction: word(direction),
+                };
+                ConstCounter::new(bytes.max(0).unsigned_abs())
+                    .encode(totals.encode_family(&labels)?)?;
             }
         }
-        drop(totals);
         let mut cells = out.encode_descriptor(
             "edgemeter_unattributed",
             "Layer-2 bytes in no account, by the reason",
@@ -246,10 +318,10 @@ impl WireMetrics {
                     direction: word(direction),
                     cell: cell::NAMES[number],
                 };
-                ConstCounter::new(bytes.max(0).unsigned_abs()).encode(cells.encode_family(&labels)?)?;
+                ConstCounter::new(bytes.max(0).unsigned_abs())
+                    .encode(cells.encode_family(&labels)?)?;
             }
         }
-        drop(cells);
         let mut gap = out.encode_descriptor(
             "edgemeter_ledger_difference",
             "Owners and cells minus the interface's whole, in the ledger; frames under way while a tick reads cancel out, at rest it is 0",
@@ -257,7 +329,8 @@ impl WireMetrics {
             prometheus_client::metrics::MetricType::Gauge,
         )?;
         for (interface, balance) in view.balances.by_interface() {
-            ConstGauge::new(balance.difference()).encode(gap.encode_family(&[("interface", interface)])?)?;
+            ConstGauge::new(balance.difference())
+                .encode(gap.encode_family(&[("interface", interface)])?)?;
         }
         Ok(())
     }
@@ -266,31 +339,105 @@ impl WireMetrics {
 fn encode_health(out: &mut DescriptorEncoder<'_>, view: &WireView) -> Result<(), std::fmt::Error> {
     let signed = |value: u64| value.cast_signed();
     for (name, help, unit, value) in [
-        ("edgemeter_observer_up", "1 when the kernel programs count, 0 when the gateway runs degraded", None, i64::from(view.degraded.is_none())),
-        ("edgemeter_conservation_gap", "Bytes by which the kernel's parts lie outside its totals before and after the reading; anything but 0 is a defect", Some(&Unit::Bytes), signed(view.gap_bytes)),
-        ("edgemeter_flows", "Flows in the kernel's table", None, signed(view.flows)),
+        (
+            "edgemeter_observer_up",
+            "1 when the kernel programs count, 0 when the gateway runs degraded",
+            None,
+            i64::from(view.degraded.is_none()),
+        ),
+        (
+            "edgemeter_conservation_gap",
+            "Bytes by which the kernel's parts lie outside its totals before and after the reading; anything but 0 is a defect",
+            Some(&Unit::Bytes),
+            signed(view.gap_bytes),
+        ),
+        (
+            "edgemeter_flows",
+            "Flows in the kernel's table",
+            None,
+            signed(view.flows),
+        ),
     ] {
-        ConstGauge::new(value).encode(out.encode_descriptor(name, help, unit, prometheus_client::metrics::MetricType::Gauge)?)?;
+        ConstGauge::new(value).encode(out.encode_descriptor(
+            name,
+            help,
+            unit,
+            prometheus_client::metrics::MetricType::Gauge,
+        )?)?;
     }
-    let mut slots = out.encode_descriptor("edgemeter_connection_slots", "Slots shared with the kernel, by state", None, prometheus_client::metrics::MetricType::Gauge)?;
+    let mut slots = out.encode_descriptor(
+        "edgemeter_connection_slots",
+        "Slots shared with the kernel, by state",
+        None,
+        prometheus_client::metrics::MetricType::Gauge,
+    )?;
     for (state, value) in [("used", view.slots.0), ("free", view.slots.1)] {
         ConstGauge::new(signed(value)).encode(slots.encode_family(&StateLabels { state })?)?;
     }
-    drop(slots);
     for (name, help, unit, value) in [
-        ("edgemeter_orphan", "Layer-2 bytes on interfaces without cells", Some(&Unit::Bytes), view.orphan_bytes),
-        ("edgemeter_ledger_ticks", "Ticks committed to the ledger since start", None, view.ticks),
-        ("edgemeter_ledger_commit_failures", "Ticks that could not be committed since start; a later tick posts their bytes", None, view.commit_failures),
-        ("edgemeter_counter_regressions", "Kernel counters that went backwards; anything but 0 is a defect", None, view.regressions),
-        ("edgemeter_slots_exhausted", "Connections that found no free slot: their bytes are overhead", None, view.slots_exhausted),
-        ("edgemeter_ranges_overwritten", "Ranges overwritten before their bytes were acknowledged", None, view.ranges_overwritten),
-        ("edgemeter_owner_store_failures", "Requests whose owner could not be stored: their bytes are overhead", None, view.owner_failures),
-        ("edgemeter_access_log_lost_lines", "Access log lines lost to a full queue or disk", None, view.access_log_lost),
+        (
+            "edgemeter_orphan",
+            "Layer-2 bytes on interfaces without cells",
+            Some(&Unit::Bytes),
+            view.orphan_bytes,
+        ),
+        (
+            "edgemeter_ledger_ticks",
+            "Ticks committed to the ledger since start",
+            None,
+            view.ticks,
+        ),
+        (
+            "edgemeter_ledger_commit_failures",
+            "Ticks that could not be committed since start; a later tick posts their bytes",
+            None,
+            view.commit_failures,
+        ),
+        (
+            "edgemeter_counter_regressions",
+            "Kernel counters that went backwards; anything but 0 is a defect",
+            None,
+            view.regressions,
+        ),
+        (
+            "edgemeter_slots_exhausted",
+            "Connections that found no free slot: their bytes are overhead",
+            None,
+            view.slots_exhausted,
+        ),
+        (
+            "edgemeter_ranges_overwritten",
+            "Ranges overwritten before their bytes were acknowledged",
+            None,
+            view.ranges_overwritten,
+        ),
+        (
+            "edgemeter_owner_store_failures",
+            "Requests whose owner could not be stored: their bytes are overhead",
+            None,
+            view.owner_failures,
+        ),
+        (
+            "edgemeter_access_log_lost_lines",
+            "Access log lines lost to a full queue or disk",
+            None,
+            view.access_log_lost,
+        ),
     ] {
-        ConstCounter::new(value).encode(out.encode_descriptor(name, help, unit, prometheus_client::metrics::MetricType::Counter)?)?;
+        ConstCounter::new(value).encode(out.encode_descriptor(
+            name,
+            help,
+            unit,
+            prometheus_client::metrics::MetricType::Counter,
+        )?)?;
     }
     let info = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
-    info.encode(out.encode_descriptor("edgemeter_build", "The running program", None, prometheus_client::metrics::MetricType::Info)?)
+    info.encode(out.encode_descriptor(
+        "edgemeter_build",
+        "The running program",
+        None,
+        prometheus_client::metrics::MetricType::Info,
+    )?)
 }
 
 fn family(
@@ -300,8 +447,12 @@ fn family(
     unit: Option<&Unit>,
     values: &BTreeMap<OwnerLabels, i64>,
 ) -> Result<(), std::fmt::Error> {
-    let mut family =
-        out.encode_descriptor(name, help, unit, prometheus_client::metrics::MetricType::Counter)?;
+    let mut family = out.encode_descriptor(
+        name,
+        help,
+        unit,
+        prometheus_client::metrics::MetricType::Counter,
+    )?;
     for (labels, value) in values {
         ConstCounter::new(value.max(&0).unsigned_abs()).encode(family.encode_family(labels)?)?;
     }

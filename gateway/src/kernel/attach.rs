@@ -56,19 +56,30 @@ pub(super) fn ifindex(interface: &str) -> Result<u32, KernelError> {
 }
 
 fn no_interface(interface: &str) -> KernelError {
-    let known = std::fs::read_dir("/sys/class/net")
-        .map(|entries| {
-            entries
-                .flatten()
-                .map(|entry| entry.file_name().to_string_lossy().into_owned())
-                .collect::<Vec<_>>()
-                .join(", ")
-        })
-        .unwrap_or_default();
+    let known = interface_names().join(", ");
     KernelError::Attach {
         interface: interface.into(),
         reason: format!("there is no such interface (known: {known}); fix observe.interfaces"),
     }
+}
+
+/// Interfaces of the current network namespace (sysfs shows those of the mount's).
+fn interface_names() -> Vec<String> {
+    let mut names = Vec::new();
+    // SAFETY: the array ends with a zero index and lives until it is freed below.
+    unsafe {
+        let first = libc::if_nameindex();
+        let mut entry = first;
+        while !entry.is_null() && (*entry).if_index != 0 {
+            let name = std::ffi::CStr::from_ptr((*entry).if_name);
+            names.push(name.to_string_lossy().into_owned());
+            entry = entry.add(1);
+        }
+        if !first.is_null() {
+            libc::if_freenameindex(first);
+        }
+    }
+    names
 }
 
 pub(super) fn attach(
@@ -90,8 +101,10 @@ pub(super) fn attach(
             AttachMode::Auto => tcx(program, interface, direction, attach_type, pins)
                 .or_else(|_| clsact(program, interface, attach_type)),
         };
-        let (mechanism, replaced) = attached
-            .map_err(|reason| KernelError::Attach { interface: interface.into(), reason })?;
+        let (mechanism, replaced) = attached.map_err(|reason| KernelError::Attach {
+            interface: interface.into(),
+            reason,
+        })?;
         links.push(AttachedLink {
             interface: interface.into(),
             ifindex: index,
@@ -118,13 +131,19 @@ fn tcx(
             Ok(()) => return Ok(("tcx", true)),
             Err(error) => {
                 // The device was deleted and made again: its link is severed, the pin remains.
-                log::warn!("{interface} {direction}: the pinned link is dead ({error}); attaching anew");
+                log::warn!(
+                    "{interface} {direction}: the pinned link is dead ({error}); attaching anew"
+                );
                 std::fs::remove_file(pin).map_err(|e| format!("{}: {e}", pin.display()))?;
             }
         }
     }
     let id = program
-        .attach_with_options(interface, attach_type, TcAttachOptions::TcxOrder(LinkOrder::last()))
+        .attach_with_options(
+            interface,
+            attach_type,
+            TcAttachOptions::TcxOrder(LinkOrder::last()),
+        )
         .map_err(|error| chain(&error))?;
     if let Some(pin) = &pin {
         let link = program.take_link(id).map_err(|error| chain(&error))?;
@@ -137,8 +156,12 @@ fn tcx(
 /// Swaps our program into an earlier process's link: no frame passes uncounted.
 fn replace(program: &mut SchedClassifier, pin: &Path) -> Result<(), String> {
     let old = PinnedLink::from_pin(pin).map_err(|error| chain(&error))?;
-    let link = FdLink::from(old).try_into().map_err(|error: aya::programs::links::LinkError| chain(&error))?;
-    let id = program.attach_to_link(link).map_err(|error| chain(&error))?;
+    let link = FdLink::from(old)
+        .try_into()
+        .map_err(|error: aya::programs::links::LinkError| chain(&error))?;
+    let id = program
+        .attach_to_link(link)
+        .map_err(|error| chain(&error))?;
     // Keep the link out of the program's hands: dropping it would not detach a pinned link, but
     // holding its descriptor would let a later compromise of this process detach it.
     let _link = program.take_link(id).map_err(|error| chain(&error))?;

@@ -3,7 +3,9 @@
 use std::{collections::HashMap, io, os::fd::AsFd};
 
 use aya::maps::{HashMap as AyaHashMap, Map, MapData, PerCpuArray, PerCpuHashMap, PerCpuValues};
-use flow_abi::{Account, AccountKey, Cell, FlowCounters, FlowKey, InterfaceCells, cell, flow_flag, name};
+use flow_abi::{
+    Account, AccountKey, Cell, FlowCounters, FlowKey, InterfaceCells, cell, flow_flag, name,
+};
 
 use super::{KernelError, batch, map_error};
 use crate::slots::now_ns;
@@ -41,7 +43,14 @@ impl Maps {
         endpoints: MapData,
     ) -> io::Result<Self> {
         let possible_cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
-        Ok(Self { flows, accounts, interfaces, orphans, endpoints, possible_cpus })
+        Ok(Self {
+            flows,
+            accounts,
+            interfaces,
+            orphans,
+            endpoints,
+            possible_cpus,
+        })
     }
 
     /// Reads accounts and cells.
@@ -93,7 +102,8 @@ impl Maps {
         }
         let zero = PerCpuValues::try_from(vec![InterfaceCells::default(); self.possible_cpus])
             .map_err(|error| map_error(name::INTERFACES, error))?;
-        map.insert(ifindex, zero, 0).map_err(|error| map_error(name::INTERFACES, error))
+        map.insert(ifindex, zero, 0)
+            .map_err(|error| map_error(name::INTERFACES, error))
     }
 
     /// Reads every flow. Cumulative counters: read as often as wanted.
@@ -123,7 +133,11 @@ impl Maps {
         let mut over = Vec::new();
         self.read_flows(|key, flow| {
             let silent = now.saturating_sub(flow.last_ns);
-            if silent > lifetime_ns(&key, &flow) { over.push(key) } else { live += 1 }
+            if silent > lifetime_ns(&key, &flow) {
+                over.push(key)
+            } else {
+                live += 1
+            }
         })?;
         let data = self
             .flows
@@ -148,7 +162,11 @@ impl Maps {
                 let mut sum = InterfaceCells::default();
                 for cpu in values.chunks_exact(size_of::<InterfaceCells>()) {
                     let cpu: InterfaceCells = read_pod(cpu);
-                    for (to, from) in sum.cells.iter_mut().flatten().zip(cpu.cells.iter().flatten())
+                    for (to, from) in sum
+                        .cells
+                        .iter_mut()
+                        .flatten()
+                        .zip(cpu.cells.iter().flatten())
                     {
                         to.bytes += from.bytes;
                         to.frames += from.frames;
@@ -160,10 +178,10 @@ impl Maps {
     }
 
     fn orphan(&self, direction: u32) -> io::Result<Cell> {
-        let map = Map::PerCpuArray(MapData::from_id(
-            self.orphans.info().map_err(io::Error::other)?.id(),
-        )
-        .map_err(io::Error::other)?);
+        let map = Map::PerCpuArray(
+            MapData::from_id(self.orphans.info().map_err(io::Error::other)?.id())
+                .map_err(io::Error::other)?,
+        );
         let array: PerCpuArray<_, Cell> = map.try_into().map_err(io::Error::other)?;
         let values = array.get(&direction, 0).map_err(io::Error::other)?;
         Ok(values.iter().fold(Cell::default(), |sum, cpu| Cell {
@@ -230,6 +248,7 @@ fn sum_accounts(a: &Account, b: &Account) -> Account {
         tx_payload_bytes: a.tx_payload_bytes + b.tx_payload_bytes,
         tx_retransmit_bytes: a.tx_retransmit_bytes + b.tx_retransmit_bytes,
         tx_retransmit_frames: a.tx_retransmit_frames + b.tx_retransmit_frames,
+        tx_retransmit_payload_bytes: a.tx_retransmit_payload_bytes + b.tx_retransmit_payload_bytes,
         rx_bytes: a.rx_bytes + b.rx_bytes,
         rx_frames: a.rx_frames + b.rx_frames,
         rx_payload_bytes: a.rx_payload_bytes + b.rx_payload_bytes,

@@ -78,7 +78,9 @@ impl PinDirectory {
             existing = existing.parent().unwrap_or(Path::new("/"));
         }
         if !is_bpffs(existing) {
-            return Err(PinError::NotBpffs { path: bpffs.clone() });
+            return Err(PinError::NotBpffs {
+                path: bpffs.clone(),
+            });
         }
         for kind in ["maps", "links"] {
             let path = root.join(kind);
@@ -99,7 +101,9 @@ impl PinDirectory {
 
     pub(super) fn link(&self, interface: &str, direction: &str) -> PathBuf {
         // A dot is not allowed in a bpffs name, and VLAN interfaces have one.
-        self.root.join("links").join(format!("{}-{direction}", interface.replace('.', "_")))
+        self.root
+            .join("links")
+            .join(format!("{}-{direction}", interface.replace('.', "_")))
     }
 
     /// Compares the pinned maps with the ABI, because aya opens them unchecked. Returns notices
@@ -111,18 +115,43 @@ impl PinDirectory {
         let mut notices = Vec::new();
         let slot = SizeOf::of::<u32, Slot>();
         for (map, kind, sizes, entries) in [
-            (name::FLOWS, MapType::Hash, SizeOf::of::<FlowKey, FlowCounters>(), options.flows_max),
+            (
+                name::FLOWS,
+                MapType::Hash,
+                SizeOf::of::<FlowKey, FlowCounters>(),
+                options.flows_max,
+            ),
             (
                 name::ACCOUNTS,
                 MapType::PerCpuHash,
                 SizeOf::of::<AccountKey, Account>(),
                 options.accounts_max,
             ),
-            (name::INTERFACES, MapType::PerCpuHash, SizeOf::of::<u32, InterfaceCells>(), 0),
-            (name::ENDPOINTS, MapType::Hash, SizeOf::of::<EndpointKey, Endpoint>(), 0),
+            (
+                name::INTERFACES,
+                MapType::PerCpuHash,
+                SizeOf::of::<u32, InterfaceCells>(),
+                0,
+            ),
+            (
+                name::ENDPOINTS,
+                MapType::Hash,
+                SizeOf::of::<EndpointKey, Endpoint>(),
+                0,
+            ),
             (name::SLOTS, MapType::Array, slot, options.connections_max),
-            (name::SOCKET_SLOTS, MapType::SkStorage, SizeOf::of::<i32, SocketSlot>(), 0),
-            (name::ORPHANS, MapType::PerCpuArray, SizeOf::of::<u32, Cell>(), 0),
+            (
+                name::SOCKET_SLOTS,
+                MapType::SkStorage,
+                SizeOf::of::<i32, SocketSlot>(),
+                0,
+            ),
+            (
+                name::ORPHANS,
+                MapType::PerCpuArray,
+                SizeOf::of::<u32, Cell>(),
+                0,
+            ),
         ] {
             let path = self.map(map);
             if !path.exists() {
@@ -139,7 +168,12 @@ impl PinDirectory {
                 ("value size", info.value_size(), sizes.value),
             ] {
                 if found != need {
-                    return Err(PinError::Layout { path, what, found, need });
+                    return Err(PinError::Layout {
+                        path,
+                        what,
+                        found,
+                        need,
+                    });
                 }
             }
             if entries != 0 && info.max_entries() != entries {
@@ -180,13 +214,18 @@ struct SizeOf {
 impl SizeOf {
     fn of<K, V>() -> Self {
         let narrow = |size: usize| u32::try_from(size).unwrap_or(u32::MAX);
-        Self { key: narrow(size_of::<K>()), value: narrow(size_of::<V>()) }
+        Self {
+            key: narrow(size_of::<K>()),
+            value: narrow(size_of::<V>()),
+        }
     }
 }
 
 fn is_bpffs(path: &Path) -> bool {
     use std::os::unix::ffi::OsStrExt as _;
-    let Ok(path) = std::ffi::CString::new(path.as_os_str().as_bytes()) else { return false };
+    let Ok(path) = std::ffi::CString::new(path.as_os_str().as_bytes()) else {
+        return false;
+    };
     // SAFETY: statfs is plain data, valid when zeroed.
     let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
     // SAFETY: `path` is NUL-terminated and `stat` is writable.

@@ -59,7 +59,10 @@ impl Balances {
         owner: OwnerId,
         amount: &Amount,
     ) {
-        self.amounts.entry((interface.to_owned(), direction, owner)).or_default().add(amount);
+        self.amounts
+            .entry((interface.to_owned(), direction, owner))
+            .or_default()
+            .add(amount);
     }
 
     pub(super) fn add_cell(
@@ -70,7 +73,10 @@ impl Balances {
         bytes: i64,
         frames: i64,
     ) {
-        let sum = self.cells.entry((interface.to_owned(), direction, number)).or_default();
+        let sum = self
+            .cells
+            .entry((interface.to_owned(), direction, number))
+            .or_default();
         sum.0 += bytes;
         sum.1 += frames;
     }
@@ -79,14 +85,18 @@ impl Balances {
     pub fn amounts(&self) -> impl Iterator<Item = (&str, Direction, OwnerId, &Amount)> {
         self.amounts
             .iter()
-            .map(|((interface, direction, owner), amount)| (interface.as_str(), *direction, *owner, amount))
+            .map(|((interface, direction, owner), amount)| {
+                (interface.as_str(), *direction, *owner, amount)
+            })
     }
 
     /// Cells: interface, direction, cell number, bytes, frames.
     pub fn cells(&self) -> impl Iterator<Item = (&str, Direction, usize, i64, i64)> {
-        self.cells.iter().map(|((interface, direction, number), (bytes, frames))| {
-            (interface.as_str(), *direction, *number, *bytes, *frames)
-        })
+        self.cells
+            .iter()
+            .map(|((interface, direction, number), (bytes, frames))| {
+                (interface.as_str(), *direction, *number, *bytes, *frames)
+            })
     }
 
     /// Owners' balances over all interfaces, `[received, sent]`.
@@ -108,7 +118,11 @@ impl Balances {
         }
         for (interface, _, number, bytes, _) in self.cells() {
             let sum = sums.entry(interface.to_owned()).or_default();
-            if number == cell::TOTAL { sum.total += bytes } else { sum.cells += bytes }
+            if number == cell::TOTAL {
+                sum.total += bytes
+            } else {
+                sum.cells += bytes
+            }
         }
         sums
     }

@@ -52,6 +52,7 @@ CREATE TABLE posting (
     l4_payload_bytes  INTEGER NOT NULL,
     retransmit_bytes  INTEGER NOT NULL,
     retransmit_frames INTEGER NOT NULL,
+    retransmit_payload_bytes INTEGER NOT NULL,
     PRIMARY KEY (minute, interface, direction, owner)
 ) STRICT, WITHOUT ROWID;
 
@@ -81,8 +82,12 @@ pub(super) fn migrate(connection: &mut Connection) -> Result<(), String> {
         ));
     }
     if found == 0 {
-        let transaction = connection.transaction().map_err(|error| error.to_string())?;
-        transaction.execute_batch(V1).map_err(|error| error.to_string())?;
+        let transaction = connection
+            .transaction()
+            .map_err(|error| error.to_string())?;
+        transaction
+            .execute_batch(V1)
+            .map_err(|error| error.to_string())?;
         transaction
             .pragma_update(None, "user_version", VERSION)
             .map_err(|error| error.to_string())?;

@@ -53,9 +53,15 @@ impl Ledger {
     /// The directory or file cannot be written, is not a ledger, or is a newer program's.
     pub fn open(state_dir: &Path) -> Result<Self, LedgerError> {
         let path = state_dir.join("ledger.db");
-        let fail = |what: String| LedgerError { path: path.clone(), what };
-        std::fs::create_dir_all(state_dir)
-            .map_err(|error| fail(format!("cannot make its directory: {error}; fix gateway.state_dir")))?;
+        let fail = |what: String| LedgerError {
+            path: path.clone(),
+            what,
+        };
+        std::fs::create_dir_all(state_dir).map_err(|error| {
+            fail(format!(
+                "cannot make its directory: {error}; fix gateway.state_dir"
+            ))
+        })?;
         let mut connection = Connection::open(&path).map_err(|error| fail(error.to_string()))?;
         // FULL: an acknowledged posting survives power loss.
         connection
@@ -64,7 +70,10 @@ impl Ledger {
             )
             .map_err(|error| fail(error.to_string()))?;
         schema::migrate(&mut connection).map_err(fail)?;
-        Ok(Self { connection: Arc::new(Mutex::new(connection)), path })
+        Ok(Self {
+            connection: Arc::new(Mutex::new(connection)),
+            path,
+        })
     }
 
     /// All owners ever numbered.
@@ -78,12 +87,11 @@ impl Ledger {
         ))?;
         let rows = self.ok(statement.query_map([], |row| {
             let word = |index: usize| row.get::<_, String>(index);
-            Ok((row.get::<_, u32>(0)?, [word(1)?, word(2)?, word(7)?], [
-                word(3)?,
-                word(4)?,
-                word(5)?,
-                word(6)?,
-            ]))
+            Ok((
+                row.get::<_, u32>(0)?,
+                [word(1)?, word(2)?, word(7)?],
+                [word(3)?, word(4)?, word(5)?, word(6)?],
+            ))
         }))?;
         let mut owners = Vec::new();
         for row in rows {
@@ -92,9 +100,22 @@ impl Ledger {
                 .zip(Leg::from_word(&leg))
                 .zip(Quality::from_word(&quality));
             let Some(((kind, leg), quality)) = words else {
-                return Err(self.error(format!("owner {id} is of an unknown kind {kind} {leg} {quality}")));
+                return Err(self.error(format!(
+                    "owner {id} is of an unknown kind {kind} {leg} {quality}"
+                )));
             };
-            owners.push((OwnerId(id), Owner { kind, leg, endpoint, route, service, tenant, quality }));
+            owners.push((
+                OwnerId(id),
+                Owner {
+                    kind,
+                    leg,
+                    endpoint,
+                    route,
+                    service,
+                    tenant,
+                    quality,
+                },
+            ));
         }
         Ok(owners)
     }
@@ -107,40 +128,64 @@ impl Ledger {
         let connection = self.lock();
         let mut marks = Watermarks::default();
         let id: Option<i64> = self.ok(connection
-            .query_row("SELECT id FROM epoch WHERE name = ?1", [epoch], |row| row.get(0))
+            .query_row("SELECT id FROM epoch WHERE name = ?1", [epoch], |row| {
+                row.get(0)
+            })
             .optional())?;
         let Some(id) = id else { return Ok(marks) };
-        let mut statement = self.ok(
-            connection.prepare("SELECT owner, ifindex, counters FROM account_mark WHERE epoch = ?1"),
-        )?;
+        let mut statement = self.ok(connection
+            .prepare("SELECT owner, ifindex, counters FROM account_mark WHERE epoch = ?1"))?;
         let rows = self.ok(statement.query_map([id], |row| {
-            Ok((AccountKey { owner: row.get(0)?, ifindex: row.get(1)? }, row.get::<_, Vec<u8>>(2)?))
+            Ok((
+                AccountKey {
+                    owner: row.get(0)?,
+                    ifindex: row.get(1)?,
+                },
+                row.get::<_, Vec<u8>>(2)?,
+            ))
         }))?;
         for row in rows {
             let (key, blob) = self.ok(row)?;
-            let [tx_bytes, tx_frames, tx_payload_bytes, tx_retransmit_bytes, tx_retransmit_frames, rx_bytes, rx_frames, rx_payload_bytes] =
-                self.words(&blob)?;
-            marks.accounts.insert(key, Account {
+            let [
                 tx_bytes,
                 tx_frames,
                 tx_payload_bytes,
                 tx_retransmit_bytes,
                 tx_retransmit_frames,
+                tx_retransmit_payload_bytes,
                 rx_bytes,
                 rx_frames,
                 rx_payload_bytes,
-            });
+            ] = self.words(&blob)?;
+            marks.accounts.insert(
+                key,
+                Account {
+                    tx_bytes,
+                    tx_frames,
+                    tx_payload_bytes,
+                    tx_retransmit_bytes,
+                    tx_retransmit_frames,
+                    tx_retransmit_payload_bytes,
+                    rx_bytes,
+                    rx_frames,
+                    rx_payload_bytes,
+                },
+            );
         }
-        let mut statement =
-            self.ok(connection.prepare("SELECT ifindex, counters FROM cell_mark WHERE epoch = ?1"))?;
-        let rows = self
-            .ok(statement.query_map([id], |row| Ok((row.get::<_, u32>(0)?, row.get::<_, Vec<u8>>(1)?))))?;
+        let mut statement = self
+            .ok(connection.prepare("SELECT ifindex, counters FROM cell_mark WHERE epoch = ?1"))?;
+        let rows = self.ok(statement.query_map([id], |row| {
+            Ok((row.get::<_, u32>(0)?, row.get::<_, Vec<u8>>(1)?))
+        }))?;
         for row in rows {
             let (ifindex, blob) = self.ok(row)?;
             let words: [u64; 4 * cell::COUNT] = self.words(&blob)?;
             let mut cells = InterfaceCells::default();
             for (cell, pair) in cells.cells.iter_mut().flatten().zip(words.chunks_exact(2)) {
-                *cell = Cell { bytes: pair[0], frames: pair[1] };
+                *cell = Cell {
+                    bytes: pair[0],
+                    frames: pair[1],
+                };
             }
             marks.interfaces.insert(ifindex, cells);
         }
@@ -158,22 +203,25 @@ impl Ledger {
         let unnamed = String::from("(gone)");
         let name = |ifindex: u32| tick.interfaces.get(&ifindex).unwrap_or(&unnamed);
         {
-            self.ok(transaction.execute("INSERT OR IGNORE INTO epoch (name) VALUES (?1)", [tick.epoch]))?;
+            self.ok(transaction.execute(
+                "INSERT OR IGNORE INTO epoch (name) VALUES (?1)",
+                [tick.epoch],
+            ))?;
             let epoch: i64 = self.ok(transaction.query_row(
                 "SELECT id FROM epoch WHERE name = ?1",
                 [tick.epoch],
                 |row| row.get(0),
             ))?;
             let mut post = self.ok(transaction.prepare_cached(
-                "INSERT INTO posting VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+                "INSERT INTO posting VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
                  ON CONFLICT DO UPDATE SET wire_bytes = wire_bytes + ?5, frames = frames + ?6,
                     l4_payload_bytes = l4_payload_bytes + ?7,
                     retransmit_bytes = retransmit_bytes + ?8,
-                    retransmit_frames = retransmit_frames + ?9",
+                    retransmit_frames = retransmit_frames + ?9,
+                    retransmit_payload_bytes = retransmit_payload_bytes + ?10",
             ))?;
-            let mut mark = self.ok(
-                transaction.prepare_cached("INSERT OR REPLACE INTO account_mark VALUES (?1, ?2, ?3, ?4)"),
-            )?;
+            let mut mark = self.ok(transaction
+                .prepare_cached("INSERT OR REPLACE INTO account_mark VALUES (?1, ?2, ?3, ?4)"))?;
             for (key, amount) in &tick.postings.amounts {
                 self.ok(post.execute(params![
                     minute,
@@ -185,19 +233,29 @@ impl Ledger {
                     amount.l4_payload_bytes,
                     amount.retransmit_bytes,
                     amount.retransmit_frames,
+                    amount.retransmit_payload_bytes,
                 ]))?;
-                let account = AccountKey { owner: key.owner.0, ifindex: key.ifindex };
+                let account = AccountKey {
+                    owner: key.owner.0,
+                    ifindex: key.ifindex,
+                };
                 if let Some(value) = tick.watermarks.accounts.get(&account) {
-                    self.ok(mark.execute(params![epoch, account.owner, account.ifindex, blob(&[
-                        value.tx_bytes,
-                        value.tx_frames,
-                        value.tx_payload_bytes,
-                        value.tx_retransmit_bytes,
-                        value.tx_retransmit_frames,
-                        value.rx_bytes,
-                        value.rx_frames,
-                        value.rx_payload_bytes,
-                    ])]))?;
+                    self.ok(mark.execute(params![
+                        epoch,
+                        account.owner,
+                        account.ifindex,
+                        blob(&[
+                            value.tx_bytes,
+                            value.tx_frames,
+                            value.tx_payload_bytes,
+                            value.tx_retransmit_bytes,
+                            value.tx_retransmit_frames,
+                            value.tx_retransmit_payload_bytes,
+                            value.rx_bytes,
+                            value.rx_frames,
+                            value.rx_payload_bytes,
+                        ])
+                    ]))?;
                 }
             }
             let mut post = self.ok(transaction.prepare_cached(
@@ -205,7 +263,8 @@ impl Ledger {
                  ON CONFLICT DO UPDATE SET bytes = bytes + ?5, frames = frames + ?6",
             ))?;
             let mut mark = self
-                .ok(transaction.prepare_cached("INSERT OR REPLACE INTO cell_mark VALUES (?1, ?2, ?3)"))?;
+                .ok(transaction
+                    .prepare_cached("INSERT OR REPLACE INTO cell_mark VALUES (?1, ?2, ?3)"))?;
             for (key, (bytes, frames)) in &tick.postings.cells {
                 let cell_name = cell::NAMES[key.cell];
                 self.ok(post.execute(params![
@@ -217,8 +276,12 @@ impl Ledger {
                     frames
                 ]))?;
                 if let Some(cells) = tick.watermarks.interfaces.get(&key.ifindex) {
-                    let words: Vec<u64> =
-                        cells.cells.iter().flatten().flat_map(|cell| [cell.bytes, cell.frames]).collect();
+                    let words: Vec<u64> = cells
+                        .cells
+                        .iter()
+                        .flatten()
+                        .flat_map(|cell| [cell.bytes, cell.frames])
+                        .collect();
                     self.ok(mark.execute(params![epoch, key.ifindex, blob(&words)]))?;
                 }
             }
@@ -235,17 +298,24 @@ impl Ledger {
         let mut balances = Balances::default();
         let mut statement = self.ok(connection.prepare(
             "SELECT interface, direction, owner, SUM(wire_bytes), SUM(frames),
-                    SUM(l4_payload_bytes), SUM(retransmit_bytes), SUM(retransmit_frames)
+                    SUM(l4_payload_bytes), SUM(retransmit_bytes), SUM(retransmit_frames),
+                    SUM(retransmit_payload_bytes)
              FROM posting GROUP BY interface, direction, owner",
         ))?;
         let rows = self.ok(statement.query_map([], |row| {
-            Ok((row.get::<_, String>(0)?, direction(row.get(1)?), OwnerId(row.get(2)?), Amount {
-                wire_bytes: row.get(3)?,
-                frames: row.get(4)?,
-                l4_payload_bytes: row.get(5)?,
-                retransmit_bytes: row.get(6)?,
-                retransmit_frames: row.get(7)?,
-            }))
+            Ok((
+                row.get::<_, String>(0)?,
+                direction(row.get(1)?),
+                OwnerId(row.get(2)?),
+                Amount {
+                    wire_bytes: row.get(3)?,
+                    frames: row.get(4)?,
+                    l4_payload_bytes: row.get(5)?,
+                    retransmit_bytes: row.get(6)?,
+                    retransmit_frames: row.get(7)?,
+                    retransmit_payload_bytes: row.get(8)?,
+                },
+            ))
         }))?;
         for row in rows {
             let (interface, direction, owner, amount) = self.ok(row)?;
@@ -275,11 +345,16 @@ impl Ledger {
     }
 
     fn lock(&self) -> MutexGuard<'_, Connection> {
-        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+        self.connection
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn error(&self, what: String) -> LedgerError {
-        LedgerError { path: self.path.clone(), what }
+        LedgerError {
+            path: self.path.clone(),
+            what,
+        }
     }
 
     fn ok<T>(&self, result: rusqlite::Result<T>) -> Result<T, LedgerError> {
@@ -289,7 +364,11 @@ impl Ledger {
     fn words<const N: usize>(&self, blob: &[u8]) -> Result<[u64; N], LedgerError> {
         let mut words = [0; N];
         if blob.len() != N * 8 {
-            return Err(self.error(format!("a watermark has {} bytes, not {}", blob.len(), N * 8)));
+            return Err(self.error(format!(
+                "a watermark has {} bytes, not {}",
+                blob.len(),
+                N * 8
+            )));
         }
         for (word, bytes) in words.iter_mut().zip(blob.chunks_exact(8)) {
             let mut eight = [0; 8];
@@ -303,23 +382,30 @@ impl Ledger {
 impl OwnerStore for Ledger {
     fn store(&self, id: OwnerId, owner: &Owner) -> Result<(), StoreError> {
         self.lock()
-            .execute("INSERT INTO owner VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)", params![
-                id.0,
-                owner.kind.as_str(),
-                owner.leg.as_str(),
-                owner.endpoint,
-                owner.route,
-                owner.service,
-                owner.tenant,
-                owner.quality.as_str(),
-            ])
+            .execute(
+                "INSERT INTO owner VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+                params![
+                    id.0,
+                    owner.kind.as_str(),
+                    owner.leg.as_str(),
+                    owner.endpoint,
+                    owner.route,
+                    owner.service,
+                    owner.tenant,
+                    owner.quality.as_str(),
+                ],
+            )
             .map(|_| ())
             .map_err(|error| StoreError(format!("{}: {error}", self.path.display())))
     }
 }
 
 fn direction(number: u32) -> Direction {
-    if number == 0 { Direction::Rx } else { Direction::Tx }
+    if number == 0 {
+        Direction::Rx
+    } else {
+        Direction::Tx
+    }
 }
 
 fn blob(words: &[u64]) -> Vec<u8> {

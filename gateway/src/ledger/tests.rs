@@ -20,11 +20,26 @@ fn counters(bytes: u64) -> Counters {
         tx_retransmit_bytes: bytes / 7,
         ..Account::default()
     };
-    counters.accounts.insert(AccountKey { owner: 4, ifindex: 2 }, account);
+    counters.accounts.insert(
+        AccountKey {
+            owner: 4,
+            ifindex: 2,
+        },
+        account,
+    );
     let mut cells = InterfaceCells::default();
-    cells.cells[0][cell::TOTAL] = Cell { bytes: bytes + 60, frames: 1 };
-    cells.cells[0][cell::NON_IP] = Cell { bytes: 60, frames: 1 };
-    cells.cells[1][cell::TOTAL] = Cell { bytes: 3 * bytes, frames: 1 };
+    cells.cells[0][cell::TOTAL] = Cell {
+        bytes: bytes + 60,
+        frames: 1,
+    };
+    cells.cells[0][cell::NON_IP] = Cell {
+        bytes: 60,
+        frames: 1,
+    };
+    cells.cells[1][cell::TOTAL] = Cell {
+        bytes: 3 * bytes,
+        frames: 1,
+    };
     counters.interfaces.insert(2, cells);
     counters
 }
@@ -52,8 +67,18 @@ fn a_crash_before_or_after_a_commit_neither_loses_nor_doubles() {
     for (step, bytes) in [1_000, 5_000, 5_000, 90_000].into_iter().enumerate() {
         // Every step is a new process; an uncommitted tick is a crash before the commit.
         let ledger = Ledger::open(directory.path()).unwrap();
-        tick(&ledger, &counters(bytes), 600 + 45 * i64::try_from(step).unwrap(), false);
-        tick(&ledger, &counters(bytes), 600 + 45 * i64::try_from(step).unwrap(), true);
+        tick(
+            &ledger,
+            &counters(bytes),
+            600 + 45 * i64::try_from(step).unwrap(),
+            false,
+        );
+        tick(
+            &ledger,
+            &counters(bytes),
+            600 + 45 * i64::try_from(step).unwrap(),
+            true,
+        );
     }
     let balances = Ledger::open(directory.path()).unwrap().balances().unwrap();
     let sums = balances.by_owner()[&OwnerId(4)];

@@ -34,8 +34,13 @@ impl ServerApp for MeteredApp {
     ) -> Option<Stream> {
         let digest = stream.get_socket_digest();
         let _closing = digest.map(|digest| {
-            self.shared.meter.open(&digest, stream.id(), self.endpoint, self.tls);
-            Closing { shared: Arc::clone(&self.shared), digest }
+            self.shared
+                .meter
+                .open(&digest, stream.id(), self.endpoint, self.tls);
+            Closing {
+                shared: Arc::clone(&self.shared),
+                digest,
+            }
         });
         self.proxy.process_new(stream, shutdown).await
     }

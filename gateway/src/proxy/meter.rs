@@ -122,7 +122,9 @@ impl Meter {
     /// A connection was accepted or made. Does nothing when it is known already.
     pub fn open(&self, digest: &Arc<SocketDigest>, fd: RawFd, id: EndpointId, tls: bool) {
         let Some(slots) = &self.slots else { return };
-        let Some(owners) = self.endpoint(id) else { return };
+        let Some(owners) = self.endpoint(id) else {
+            return;
+        };
         let key = address(digest);
         let mut shard = self.shard(key);
         if shard.contains_key(&key) {
@@ -137,11 +139,23 @@ impl Meter {
             active,
             claims_unbound: !tls,
             // A connection the gateway opened has received nothing yet.
-            addresses: inet(digest.local_addr()).zip(inet(digest.peer_addr())).filter(|_| !active),
+            addresses: inet(digest.local_addr())
+                .zip(inet(digest.peer_addr()))
+                .filter(|_| !active),
         };
         if let Some(connection) = slots.adopt(fd, opening) {
-            let tracked = Tracked { connection, owners, requests: Arc::default() };
-            shard.insert(key, Entry { digest: Arc::downgrade(digest), tracked });
+            let tracked = Tracked {
+                connection,
+                owners,
+                requests: Arc::default(),
+            };
+            shard.insert(
+                key,
+                Entry {
+                    digest: Arc::downgrade(digest),
+                    tracked,
+                },
+            );
         }
     }
 
@@ -180,7 +194,11 @@ impl Meter {
         quality: Quality,
     ) -> Option<OwnerId> {
         self.slots.as_ref()?;
-        let key = RouteKey { endpoint, route: route.map(|route| route.index), quality };
+        let key = RouteKey {
+            endpoint,
+            route: route.map(|route| route.index),
+            quality,
+        };
         {
             let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
             if let Some(id) = routes.get(&key).and_then(|tenants| tenants.get(tenant)) {
@@ -189,8 +207,12 @@ impl Meter {
         }
         let (name, _) = self.endpoints.get(&endpoint)?;
         let owner = Owner {
-            route: route.map_or(UNROUTED, |route| route.name.as_str()).to_owned(),
-            service: route.map_or(UNROUTED, |route| route.service.as_str()).to_owned(),
+            route: route
+                .map_or(UNROUTED, |route| route.name.as_str())
+                .to_owned(),
+            service: route
+                .map_or(UNROUTED, |route| route.service.as_str())
+                .to_owned(),
             tenant: tenant.to_owned(),
             quality,
             ..Owner::connection(OwnerKind::Route, leg(endpoint), name)
@@ -216,13 +238,23 @@ impl Meter {
 
     /// Moves claimed bytes from the connection's unclaimed owner.
     pub fn post_claim(&self, from: OwnerId, to: OwnerId, claimed: Claimed) {
-        let key = ClaimKey { from, to, ifindex: claimed.ifindex };
-        self.claims.add(Claim { key, bytes: claimed.bytes, frames: claimed.frames });
+        let key = ClaimKey {
+            from,
+            to,
+            ifindex: claimed.ifindex,
+        };
+        self.claims.add(Claim {
+            key,
+            bytes: claimed.bytes,
+            frames: claimed.frames,
+        });
     }
 
     fn shard(&self, key: usize) -> MutexGuard<'_, HashMap<usize, Entry>> {
         // The low bits of an allocation's address are zero.
-        self.connections[(key >> 6) % SHARDS].lock().unwrap_or_else(PoisonError::into_inner)
+        self.connections[(key >> 6) % SHARDS]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -115,21 +115,29 @@ impl RequestRecord {
     }
 
     fn finish(&mut self) {
-        let Some(request) = self.request.take() else { return };
+        let Some(request) = self.request.take() else {
+            return;
+        };
         let shared = Arc::clone(&self.shared);
         let elapsed = self.started.elapsed();
         let route = self.route.as_ref();
         let labels = RequestLabels::new(route, self.status);
-        shared.metrics.requests(&labels, elapsed, self.request_body, self.response_body);
+        shared
+            .metrics
+            .requests(&labels, elapsed, self.request_body, self.response_body);
         let client = self.client.take().map(|leg| {
-            shared.metrics.client_rtt(route, leg.tracked.connection.srtt_us());
+            shared
+                .metrics
+                .client_rtt(route, leg.tracked.connection.srtt_us());
             leg.finish(&shared)
         });
         let mut attempts = Vec::new();
         for attempt in self.upstreams.drain(..) {
             let leg = attempt.leg.map(|leg| {
                 let upstream = route.map(|route| route.upstream);
-                shared.metrics.upstream_rtt(upstream, leg.tracked.connection.srtt_us());
+                shared
+                    .metrics
+                    .upstream_rtt(upstream, leg.tracked.connection.srtt_us());
                 leg.finish(&shared)
             });
             attempts.push((attempt.peer.address, attempt.reused, leg));
@@ -152,7 +160,10 @@ impl RequestRecord {
                 upstream_connected: self.upstream_connected,
                 request_body: self.request_body,
                 response_body: self.response_body,
-                outcome: Outcome { error: self.error.take(), attempts: self.tried.len() },
+                outcome: Outcome {
+                    error: self.error.take(),
+                    attempts: self.tried.len(),
+                },
                 client,
                 upstreams: attempts,
                 ended: Instant::now(),
@@ -180,9 +191,14 @@ impl Leg {
         tracked.requests.fetch_add(1, Ordering::Relaxed);
         let received_before = tracked.connection.received_for_owner();
         let connection = &tracked.connection;
-        let claimed =
-            if expects_more { connection.claim(owner) } else { connection.take_unclaimed() };
-        shared.meter.post_claim(tracked.owners.unclaimed, owner, claimed);
+        let claimed = if expects_more {
+            connection.claim(owner)
+        } else {
+            connection.take_unclaimed()
+        };
+        shared
+            .meter
+            .post_claim(tracked.owners.unclaimed, owner, claimed);
         let mut leg = Self {
             tracked,
             owner,
@@ -193,7 +209,8 @@ impl Leg {
             received: (!expects_more).then_some(claimed.bytes),
         };
         if quality == Quality::Exact {
-            leg.tickets.extend(leg.tracked.connection.begin_sending(owner));
+            leg.tickets
+                .extend(leg.tracked.connection.begin_sending(owner));
         }
         leg
     }
@@ -213,7 +230,10 @@ impl Leg {
 
     fn take_turn(&mut self) {
         if let Some(ticket) = self.tracked.connection.continue_sending(self.owner)
-            && self.tickets.last().is_none_or(|last| last.offset != ticket.offset)
+            && self
+                .tickets
+                .last()
+                .is_none_or(|last| last.offset != ticket.offset)
         {
             self.tickets.push(ticket);
         }
@@ -229,7 +249,9 @@ impl Leg {
         }
         let handshake = connection.take_handshake();
         let owners = self.tracked.owners;
-        shared.meter.post_claim(owners.unclaimed, owners.overhead, handshake);
+        shared
+            .meter
+            .post_claim(owners.unclaimed, owners.overhead, handshake);
         LoggedLeg {
             sent_payload: self
                 .tickets
@@ -255,6 +277,7 @@ impl RequestRecord {
     }
 
     pub(super) fn upstream_id(&self) -> Option<EndpointId> {
-        self.current.map(|(upstream, _)| EndpointId::Upstream(upstream))
+        self.current
+            .map(|(upstream, _)| EndpointId::Upstream(upstream))
     }
 }

@@ -40,13 +40,21 @@ fn run(ebpf: &Ebpf, program: &str, case: &Case) -> u32 {
     if case.gso_size != 0 {
         options.ctx_in = Some(&context);
     }
-    program.test_run(options).unwrap_or_else(|error| panic!("{}: {error}", case.name)).return_value
+    program
+        .test_run(options)
+        .unwrap_or_else(|error| panic!("{}: {error}", case.name))
+        .return_value
 }
 
 /// `[total, accounts, payload, frames, cells…]` of a direction.
 fn sums(maps: &Maps, direction: usize) -> (u64, u64, u64, u64, Vec<u64>) {
     let reading: Reading = maps.read().unwrap();
-    let cells = reading.interfaces.get(&LOOPBACK).copied().unwrap_or_default().cells[direction];
+    let cells = reading
+        .interfaces
+        .get(&LOOPBACK)
+        .copied()
+        .unwrap_or_default()
+        .cells[direction];
     let accounts = reading.accounts.values();
     let (mut bytes, mut payload, mut frames) = (0, 0, 0);
     for account in accounts {
@@ -56,12 +64,19 @@ fn sums(maps: &Maps, direction: usize) -> (u64, u64, u64, u64, Vec<u64>) {
     }
     assert_eq!(reading.gap_bytes(), 0);
     let bytes_of = |number: usize| cells[number].bytes;
-    (cells[cell::TOTAL].bytes, bytes, payload, frames, (0..cell::COUNT).map(bytes_of).collect())
+    (
+        cells[cell::TOTAL].bytes,
+        bytes,
+        payload,
+        frames,
+        (0..cell::COUNT).map(bytes_of).collect(),
+    )
 }
 
 fn flow_bytes(maps: &Maps, direction: usize) -> u64 {
     let mut sum = 0;
-    maps.read_flows(|_, flow| sum += [flow.rx_bytes, flow.tx_bytes][direction]).unwrap();
+    maps.read_flows(|_, flow| sum += [flow.rx_bytes, flow.tx_bytes][direction])
+        .unwrap();
     sum
 }
 
@@ -76,7 +91,10 @@ fn every_kind_of_frame_is_counted_once_in_its_place() {
             let verdict = run(&ebpf, program, &case);
             let after = sums(&maps, direction);
             let context = format!("{program}: {}", case.name);
-            assert_eq!(verdict, UNSPEC, "{context}: an observer decided a packet's fate");
+            assert_eq!(
+                verdict, UNSPEC,
+                "{context}: an observer decided a packet's fate"
+            );
             assert_eq!(after.0 - before.0, case.bytes, "{context}: wire bytes");
             let flow_delta = flow_bytes(&maps, direction) - flows_before;
             match case.cell {
@@ -88,8 +106,15 @@ fn every_kind_of_frame_is_counted_once_in_its_place() {
                 }
                 Some(number) => {
                     assert_eq!(flow_delta, 0, "{context}: counted in a flow as well");
-                    assert_eq!(after.4[number] - before.4[number], case.bytes, "{context}: cell");
-                    assert_eq!(after.1, before.1, "{context}: counted in an account as well");
+                    assert_eq!(
+                        after.4[number] - before.4[number],
+                        case.bytes,
+                        "{context}: cell"
+                    );
+                    assert_eq!(
+                        after.1, before.1,
+                        "{context}: counted in an account as well"
+                    );
                 }
             }
         }
@@ -98,19 +123,32 @@ fn every_kind_of_frame_is_counted_once_in_its_place() {
 
 #[test]
 fn a_full_flow_table_is_counted_not_hidden() {
-    let (ebpf, maps) = load(&Options { flows_max: 8, ..options() });
+    let (ebpf, maps) = load(&Options {
+        flows_max: 8,
+        ..options()
+    });
     maps.make_cells(LOOPBACK).unwrap();
-    let template = cases().into_iter().find(|case| case.name == "tcp4").unwrap();
+    let template = cases()
+        .into_iter()
+        .find(|case| case.name == "tcp4")
+        .unwrap();
     for port in 0..64u16 {
         let mut frame = template.frame.clone();
         frame[36..38].copy_from_slice(&(1000 + port).to_be_bytes());
-        let case = Case { name: "one of many", frame, ..cases().remove(0) };
+        let case = Case {
+            name: "one of many",
+            frame,
+            ..cases().remove(0)
+        };
         run(&ebpf, name::INGRESS, &case);
     }
     let (total, accounts, _, _, cells) = sums(&maps, 0);
     let frame_len = template.frame.len() as u64;
     assert_eq!(total, 64 * frame_len);
-    assert!(cells[cell::FLOWS_FULL] > 0, "eight entries held sixty-four flows");
+    assert!(
+        cells[cell::FLOWS_FULL] > 0,
+        "eight entries held sixty-four flows"
+    );
     assert_eq!(accounts + cells[cell::FLOWS_FULL], total);
     assert_eq!(flow_bytes(&maps, 0) + cells[cell::FLOWS_FULL], total);
 }
@@ -123,6 +161,9 @@ fn an_interface_without_cells_counts_as_orphan() {
     run(&ebpf, name::EGRESS, &case);
     run(&ebpf, name::EGRESS, &case);
     let orphans = maps.read().unwrap().orphans;
-    assert_eq!([orphans[0].bytes, orphans[1].bytes], [case.bytes, 2 * case.bytes]);
+    assert_eq!(
+        [orphans[0].bytes, orphans[1].bytes],
+        [case.bytes, 2 * case.bytes]
+    );
     assert_eq!([orphans[0].frames, orphans[1].frames], [1, 2]);
 }

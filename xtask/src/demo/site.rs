@@ -40,7 +40,14 @@ pub struct Site {
 
 /// Builds what the demo runs, with the profile the tests use, so that neither builds twice.
 pub fn build() -> Result<()> {
-    host::run(host::cargo().args(["build", "--locked", "--package", "edgemeter", "--package", "commerce"]))
+    host::run(host::cargo().args([
+        "build",
+        "--locked",
+        "--package",
+        "edgemeter",
+        "--package",
+        "commerce",
+    ]))
 }
 
 /// Removes what an earlier run left, also one that was killed.
@@ -80,19 +87,32 @@ impl Site {
         let config = directory.join("edgemeter.toml");
         fs::write(&config, configuration(&directory)).context("writing the configuration")?;
         let pins = Pins;
-        let service = Process::start("service", &hosts.service, &binary("commerce"), &[
-            "serve",
-            "--listen",
-            &format!("{}:{SERVICE_PORT}", GATEWAY_TO_SERVICE.far_v4),
-            "--database",
-            &directory.join("commerce.db").to_string_lossy(),
-        ])?;
-        let gateway = Process::start("gateway", &hosts.gateway, &binary("edgemeter"), &[
-            "run",
-            "--config",
-            &config.to_string_lossy(),
-        ])?;
-        let site = Self { gateway, service, hosts, certificate, config, _pins: pins };
+        let service = Process::start(
+            "service",
+            &hosts.service,
+            &binary("commerce"),
+            &[
+                "serve",
+                "--listen",
+                &format!("{}:{SERVICE_PORT}", GATEWAY_TO_SERVICE.far_v4),
+                "--database",
+                &directory.join("commerce.db").to_string_lossy(),
+            ],
+        )?;
+        let gateway = Process::start(
+            "gateway",
+            &hosts.gateway,
+            &binary("edgemeter"),
+            &["run", "--config", &config.to_string_lossy()],
+        )?;
+        let site = Self {
+            gateway,
+            service,
+            hosts,
+            certificate,
+            config,
+            _pins: pins,
+        };
         site.wait_until_ready()?;
         Ok(site)
     }
@@ -116,7 +136,10 @@ impl Site {
             .stdin(Stdio::piped())
             .spawn()
             .context("starting nft")?;
-        nft.stdin.take().context("nft's input")?.write_all(rules.as_bytes())?;
+        nft.stdin
+            .take()
+            .context("nft's input")?
+            .write_all(rules.as_bytes())?;
         ensure!(nft.wait()?.success(), "nft refused the loss rule");
         Ok(())
     }
@@ -143,8 +166,12 @@ impl Site {
         println!("\nleft running:");
         println!("  metrics    http://{}/metrics", admin());
         println!("  page       http://{}/", admin());
-        println!("  gateway    http://{plain}:{PLAIN_PORT} and https://{tls}:{TLS_PORT}, from the client:");
-        println!("             nsenter --net=/run/netns/{PREFIX}-client curl http://{plain}:{PLAIN_PORT}/api/v1/products");
+        println!(
+            "  gateway    http://{plain}:{PLAIN_PORT} and https://{tls}:{TLS_PORT}, from the client:"
+        );
+        println!(
+            "             nsenter --net=/run/netns/{PREFIX}-client curl http://{plain}:{PLAIN_PORT}/api/v1/products"
+        );
         println!("  log        {DIRECTORY}/gateway.log, {DIRECTORY}/access.jsonl");
         println!("  to end it  cargo xtask demo --clean");
         std::mem::forget(self);
@@ -272,7 +299,12 @@ struct Process {
 }
 
 impl Process {
-    fn start(name: &'static str, host: &Namespace, program: &Path, arguments: &[&str]) -> Result<Self> {
+    fn start(
+        name: &'static str,
+        host: &Namespace,
+        program: &Path,
+        arguments: &[&str],
+    ) -> Result<Self> {
         let directory = Path::new(DIRECTORY);
         let log = directory.join(format!("{name}.log"));
         let file = fs::File::create(&log).context("making a log file")?;
@@ -285,7 +317,10 @@ impl Process {
             .stderr(file)
             .spawn()
             .with_context(|| format!("starting {}", program.display()))?;
-        fs::write(directory.join(format!("{name}.pid")), child.id().to_string())?;
+        fs::write(
+            directory.join(format!("{name}.pid")),
+            child.id().to_string(),
+        )?;
         Ok(Self { name, child, log })
     }
 
@@ -296,12 +331,21 @@ impl Process {
         let started = Instant::now();
         while started.elapsed() < STOP_DEADLINE {
             if let Some(status) = self.child.try_wait()? {
-                ensure!(status.success(), "the {} ended with {status}{}", self.name, self.last_words());
+                ensure!(
+                    status.success(),
+                    "the {} ended with {status}{}",
+                    self.name,
+                    self.last_words()
+                );
                 return Ok(());
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        bail!("the {} does not end on SIGTERM{}", self.name, self.last_words())
+        bail!(
+            "the {} does not end on SIGTERM{}",
+            self.name,
+            self.last_words()
+        )
     }
 
     /// The end of its log, for an error message.

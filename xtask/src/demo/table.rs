@@ -26,7 +26,8 @@ pub fn live(elapsed: Duration, before: &Exposition, now: &Exposition) -> String 
     let gained = |name: &str, condition: &dyn Fn(&Sample) -> bool| {
         now.sum(name, condition) - before.sum(name, condition)
     };
-    let route = |sample: &Sample| sample.label("kind") == "route" && sample.label("leg") == "client";
+    let route =
+        |sample: &Sample| sample.label("kind") == "route" && sample.label("leg") == "client";
     let payload = gained("edgemeter_response_body_bytes_total", &|_| true)
         + gained("edgemeter_request_body_bytes_total", &|_| true);
     format!(
@@ -57,23 +58,39 @@ pub fn routes(page: &Exposition) -> String {
             }
         }
     };
-    add("edgemeter_requests_total", &|row, sample| row.requests += sample.integer());
-    for name in ["edgemeter_request_body_bytes_total", "edgemeter_response_body_bytes_total"] {
+    add("edgemeter_requests_total", &|row, sample| {
+        row.requests += sample.integer()
+    });
+    for name in [
+        "edgemeter_request_body_bytes_total",
+        "edgemeter_response_body_bytes_total",
+    ] {
         add(name, &|row, sample| row.payload += sample.integer());
     }
     add(WIRE, &|row, sample| match sample.label("leg") {
         "client" => row.client_wire += sample.integer(),
         _ => row.upstream_wire += sample.integer(),
     });
-    add("edgemeter_wire_retransmit_frames_total", &|row, sample| row.retransmits += sample.integer());
-    add("edgemeter_cost_nanos_total", &|row, sample| row.cost_nanos += sample.integer());
+    add("edgemeter_wire_retransmit_frames_total", &|row, sample| {
+        row.retransmits += sample.integer()
+    });
+    add("edgemeter_cost_nanos_total", &|row, sample| {
+        row.cost_nanos += sample.integer()
+    });
     for (route, row) in &mut rows {
         row.rtt_us = mean_us(page, "edgemeter_client_rtt_seconds", route);
     }
     let mut out = format!(
         "{:<22} {:>9} {:>13} {:>15} {:>10} {:>17} {:>8} {:>8} {:>13}\n",
-        "route", "requests", "payload B", "client wire B", "wire/load", "upstream wire B", "retrans",
-        "RTT ms", "cost USD"
+        "route",
+        "requests",
+        "payload B",
+        "client wire B",
+        "wire/load",
+        "upstream wire B",
+        "retrans",
+        "RTT ms",
+        "cost USD"
     );
     for (route, row) in &rows {
         let _ = writeln!(
@@ -86,12 +103,16 @@ pub fn routes(page: &Exposition) -> String {
             ratio(row.client_wire, row.payload),
             row.upstream_wire,
             row.retransmits,
-            row.rtt_us.map_or_else(|| "-".into(), |us| format!("{}.{:03}", us / 1000, us % 1000)),
+            row.rtt_us.map_or_else(
+                || "-".into(),
+                |us| format!("{}.{:03}", us / 1000, us % 1000)
+            ),
             money(row.cost_nanos),
         );
     }
-    let overhead_cost =
-        page.sum("edgemeter_cost_nanos_total", |sample| sample.label("route") == "(overhead)");
+    let overhead_cost = page.sum("edgemeter_cost_nanos_total", |sample| {
+        sample.label("route") == "(overhead)"
+    });
     let cost = page.sum("edgemeter_cost_nanos_total", |_| true);
     let _ = write!(
         out,

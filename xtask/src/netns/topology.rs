@@ -12,9 +12,12 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use std::process::Command;
+
 use anyhow::Result;
 
 use super::{End, Mac, Namespace, Veth, ip};
+use crate::host;
 
 const SERVICE_BITS_V4: u8 = 24;
 const SERVICE_BITS_V6: u8 = 64;
@@ -178,5 +181,18 @@ fn connect(gateway: &Namespace, far: &Namespace, link: &Link) -> Result<()> {
         far.add_neighbour(link.far_device, near_address, link.mac)?;
     }
     gateway.offloads(link.device, NEAR_OFFLOADS)?;
-    far.offloads(link.far_device, FAR_OFFLOADS)
+    far.offloads(link.far_device, FAR_OFFLOADS)?;
+    queue(gateway, link.device)?;
+    queue(far, link.far_device)
+}
+
+/// With a queue a sender waits when the other end's ring is full; without one the frame would be
+/// dropped on the way, after a capture at the sender has counted it.
+fn queue(namespace: &Namespace, device: &str) -> Result<()> {
+    let name = namespace.name();
+    host::run(
+        Command::new("tc")
+            .args(["-n", name, "qdisc", "replace", "dev", device])
+            .args(["root", "pfifo", "limit", "20000"]),
+    )
 }

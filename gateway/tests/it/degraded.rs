@@ -1,0 +1,96 @@
+//! Where eBPF cannot load, the gateway serves and says so; where it must, it refuses to start.
+
+use xtask::{
+    load::{self, Protocol},
+    netns::GATEWAY_TO_CLIENT,
+};
+
+use crate::harness::{Setup, Site};
+
+#[test]
+fn without_a_bpffs_it_serves_and_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let bpffs = Some(directory.path().join("not-a-bpffs"));
+    let site = Site::start(
+        "dg",
+        &Setup {
+            bpffs,
+            required: false,
+            ..Setup::default()
+        },
+    );
+    for (tls, protocol) in [(false, Protocol::Http1), (true, Protocol::Http2)] {
+        let plan = site.plan(GATEWAY_TO_CLIENT.v4.into(), tls, protocol, 30);
+        let summary = load::run(&site.hosts.client, &plan).unwrap();
+        assert_eq!(summary["small"].requests, 10);
+    }
+    let page = site.scrape();
+    assert_eq!(page.sum("edgemeter_observer_up", |_| true), 0);
+    assert_eq!(page.sum("edgemeter_requests_total", |_| true), 60);
+    assert_eq!(
+        page.sum("edgemeter_wire_bytes_total", |_| true),
+        0,
+        "nothing is guessed"
+    );
+    let (_, ready) = site.get("/readyz").unwrap();
+    assert!(
+        ready.contains("degraded") && ready.contains("bpffs"),
+        "{ready}"
+    );
+    assert!(site.log().contains("running degraded"), "{}", site.log());
+    let log = std::fs::read_to_string(site.directory.path().join("access.jsonl")).unwrap();
+    assert!(
+        log.lines().all(|line| line.contains("\"wire\":null")),
+        "{log}"
+    );
+}
+
+#[test]
+fn where_it_is_required_it_refuses_and_names_the_fix() {
+    let site = Site::start("dr", &Setup::default());
+    let text = std::fs::read_to_string(site.config()).unwrap();
+    let other = site.directory.path().join("other.toml");
+    std::fs::write(
+        &other,
+        text.replace("edge0", "edge9").replace("9901", "9902"),
+    )
+    .unwrap();
+    let mut edgemeter = site
+        .hosts
+        .gateway
+        .command(env!("CARGO_BIN_EXE_edgemeter"))
+        .unwrap();
+    let output = edgemeter
+        .args(["run", "--config"])
+        .arg(&other)
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        said.contains("edge9") && said.contains("known:") && said.contains("edge0"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_wrong_configuration_is_explained_with_its_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("bad.toml");
+    std::fs::write(
+        &path,
+        "[[listeners]]\nname = \"a\"\naddres = \"0.0.0.0:80\"\n",
+    )
+    .unwrap();
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_edgemeter"))
+        .args(["check", "--config"])
+        .arg(&path)
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        said.contains("bad.toml:3:1") && said.contains("address"),
+        "{said}"
+    );
+}

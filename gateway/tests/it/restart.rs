@@ -1,0 +1,124 @@
+//! kill -9, restart, upgrade: the kernel goes on counting, the next process goes on posting.
+
+use std::{
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    time::Duration,
+};
+
+use xtask::{
+    load::{self, Protocol},
+    netns::GATEWAY_TO_CLIENT,
+};
+
+use crate::harness::{Setup, Site, assert_equal_to_far_ends};
+
+fn killed_under_load(name: &str, setup: &Setup) {
+    let mut site = Site::start(name, setup);
+    let captures = site.captures();
+    let stop = AtomicBool::new(false);
+    let served = AtomicU64::new(0);
+    let mut plan = site.plan(GATEWAY_TO_CLIENT.v4.into(), false, Protocol::Http1, 20);
+    plan.per_connection = 10;
+    std::thread::scope(|scope| {
+        let namespace = std::fs::File::open(site.hosts.client.path()).unwrap();
+        let (stop, served, plan) = (&stop, &served, &plan);
+        scope.spawn(move || {
+            use std::os::fd::AsRawFd as _;
+            // SAFETY: a descriptor of a network namespace; affects this thread only.
+            assert_eq!(
+                unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) },
+                0
+            );
+            while !stop.load(Ordering::Relaxed) {
+                // Connections break when the gateway is killed: that is the point.
+                match load::run_here(plan) {
+                    Ok(_) => served.fetch_add(1, Ordering::Relaxed),
+                    Err(_) => {
+                        std::thread::sleep(Duration::from_millis(5));
+                        0
+                    }
+                };
+            }
+        });
+        let progress = |goal: u64| {
+            let from = served.load(Ordering::Relaxed);
+            for _ in 0..2000 {
+                if served.load(Ordering::Relaxed) >= from + goal {
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            panic!("the load makes no progress");
+        };
+        for signal in [libc::SIGKILL, libc::SIGKILL, libc::SIGTERM, libc::SIGKILL] {
+            progress(3);
+            site.end(signal);
+            // Refused connections are traffic too: nobody listens, the kernel counts.
+            std::thread::sleep(Duration::from_millis(150));
+            site.launch();
+        }
+        progress(3);
+        stop.store(true, Ordering::Relaxed);
+    });
+    let page = site.quiet();
+    let captures = captures.map(|capture| capture.stop().unwrap());
+    assert!(
+        site.log().matches("took over").count() >= 16,
+        "{}",
+        site.log()
+    );
+    assert_eq!(page.sum("edgemeter_conservation_gap_bytes", |_| true), 0);
+    assert_eq!(page.sum("edgemeter_counter_regressions_total", |_| true), 0);
+    let (balances, _) = site.ledger();
+    assert_equal_to_far_ends(&balances, captures);
+}
+
+#[test]
+fn no_byte_is_lost_or_doubled_over_kill_9_with_tcx() {
+    killed_under_load(
+        "kt",
+        &Setup {
+            attach: "tcx",
+            ..Setup::default()
+        },
+    );
+}
+
+#[test]
+fn no_byte_is_lost_or_doubled_over_kill_9_with_clsact() {
+    killed_under_load(
+        "kc",
+        &Setup {
+            attach: "clsact",
+            ..Setup::default()
+        },
+    );
+}
+
+#[test]
+fn detach_takes_the_programs_off() {
+    let mut site = Site::start("kd", &Setup::default());
+    site.end(libc::SIGTERM);
+    let mut detach = site
+        .hosts
+        .gateway
+        .command(env!("CARGO_BIN_EXE_edgemeter"))
+        .unwrap();
+    let done = detach
+        .args(["detach", "--config"])
+        .arg(site.config())
+        .status()
+        .unwrap();
+    assert!(done.success());
+    // What moves now is nobody's business: a new gateway starts new counters at zero.
+    site.launch();
+    assert!(!site.log().contains("took over"), "{}", site.log());
+    let page = site.quiet();
+    let plan = site.plan(GATEWAY_TO_CLIENT.v4.into(), false, Protocol::Http1, 3);
+    let before = page.sum("edgemeter_interface_bytes_total", |_| true);
+    load::run(&site.hosts.client, &plan).unwrap();
+    let after = site
+        .quiet()
+        .sum("edgemeter_interface_bytes_total", |_| true);
+    assert!(after > before, "the new programs count");
+}
