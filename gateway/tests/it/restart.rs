@@ -25,10 +25,8 @@ fn killed_under_load(name: &str, setup: &Setup) {
         scope.spawn(move || {
             use std::os::fd::AsRawFd as _;
             // SAFETY: a descriptor of a network namespace; affects this thread only.
-            assert_eq!(
-                unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) },
-                0
-            );
+            let moved = unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) };
+            assert_eq!(moved, 0, "setns");
             while !stop.load(Ordering::Relaxed) {
                 // Connections break when the gateway is killed: that is the point.
                 match load::run_here(plan) {
