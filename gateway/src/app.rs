@@ -179,7 +179,7 @@ fn observe_interfaces(
                 .map(|address| (address, side, endpoint)),
         );
     }
-    kernel.set_endpoints(&named)?;
+    kernel.maps.set_endpoints(&named)?;
     let mode = match observe.attach {
         Attach::Auto => AttachMode::Auto,
         Attach::Tcx => AttachMode::Tcx,

@@ -11,18 +11,16 @@ mod object;
 mod pins;
 
 use std::{
-    collections::HashSet,
-    net::{IpAddr, SocketAddr},
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
 };
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{HashMap as AyaHashMap, Map, MapData, MapError},
+    maps::{Map, MapData},
     programs::SchedClassifier,
 };
-use flow_abi::{Endpoint, EndpointKey, name, side};
+use flow_abi::name;
 
 pub use attach::{AttachMode, AttachedLink, remove_clsact};
 pub use maps::{Maps, Reading, unaccounted};
@@ -159,53 +157,6 @@ impl Kernel {
             self.links.extend(links);
         }
         Ok(())
-    }
-
-    /// Makes the flows at these endpoints, and no others, the gateway's.
-    ///
-    /// # Errors
-    /// The endpoint table is full.
-    pub fn set_endpoints(
-        &mut self,
-        endpoints: &[(SocketAddr, u16, Endpoint)],
-    ) -> Result<(), KernelError> {
-        let fail = |error: MapError| map_error(name::ENDPOINTS, error);
-        let data = self
-            .maps
-            .endpoints
-            .info()
-            .and_then(|info| MapData::from_id(info.id()))
-            .map_err(fail)?;
-        let mut map: AyaHashMap<_, EndpointKey, Endpoint> =
-            Map::HashMap(data).try_into().map_err(fail)?;
-        let mut wanted = HashSet::new();
-        for (address, side, endpoint) in endpoints {
-            let key = endpoint_key(*address, *side);
-            map.insert(key, endpoint, 0).map_err(fail)?;
-            wanted.insert(key);
-        }
-        let stale: Vec<EndpointKey> = map
-            .keys()
-            .flatten()
-            .filter(|key| !wanted.contains(key))
-            .collect();
-        for key in stale {
-            map.remove(&key).map_err(fail)?;
-        }
-        Ok(())
-    }
-}
-
-fn endpoint_key(address: SocketAddr, side: u16) -> EndpointKey {
-    EndpointKey {
-        address: match address.ip() {
-            // Any local address: the programs ask for all zero first.
-            ip if ip.is_unspecified() && side == side::LISTENER => [0; 16],
-            IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
-            IpAddr::V6(ip) => ip.octets(),
-        },
-        port: address.port(),
-        side,
     }
 }
 

@@ -1,10 +1,18 @@
 //! The only reader of the kernel's counters: whole maps, by batch, as plain values.
 
-use std::{collections::HashMap, io, os::fd::AsFd};
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    net::{IpAddr, SocketAddr},
+    os::fd::AsFd,
+};
 
-use aya::maps::{HashMap as AyaHashMap, Map, MapData, PerCpuArray, PerCpuHashMap, PerCpuValues};
+use aya::maps::{
+    HashMap as AyaHashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues,
+};
 use flow_abi::{
-    Account, AccountKey, Cell, FlowCounters, FlowKey, InterfaceCells, cell, flow_flag, name,
+    Account, AccountKey, Cell, Endpoint, EndpointKey, FlowCounters, FlowKey, InterfaceCells, cell,
+    flow_flag, name, side,
 };
 
 use super::{KernelError, batch, map_error};
@@ -104,6 +112,39 @@ impl Maps {
             .map_err(|error| map_error(name::INTERFACES, error))?;
         map.insert(ifindex, zero, 0)
             .map_err(|error| map_error(name::INTERFACES, error))
+    }
+
+    /// Makes the flows at these endpoints, and no others, the gateway's.
+    ///
+    /// # Errors
+    /// The endpoint table is full.
+    pub fn set_endpoints(
+        &self,
+        endpoints: &[(SocketAddr, u16, Endpoint)],
+    ) -> Result<(), KernelError> {
+        let fail = |error: MapError| map_error(name::ENDPOINTS, error);
+        let data = self
+            .endpoints
+            .info()
+            .and_then(|info| MapData::from_id(info.id()))
+            .map_err(fail)?;
+        let mut map: AyaHashMap<_, EndpointKey, Endpoint> =
+            Map::HashMap(data).try_into().map_err(fail)?;
+        let mut wanted = HashSet::new();
+        for (address, side, endpoint) in endpoints {
+            let key = endpoint_key(*address, *side);
+            map.insert(key, endpoint, 0).map_err(fail)?;
+            wanted.insert(key);
+        }
+        let stale: Vec<EndpointKey> = map
+            .keys()
+            .flatten()
+            .filter(|key| !wanted.contains(key))
+            .collect();
+        for key in stale {
+            map.remove(&key).map_err(fail)?;
+        }
+        Ok(())
     }
 
     /// Reads every flow. Cumulative counters: read as often as wanted.
@@ -226,6 +267,19 @@ impl Reading {
 #[must_use]
 pub fn unaccounted(cells: &[Cell; cell::COUNT]) -> u64 {
     cells[1..].iter().map(|cell| cell.bytes).sum()
+}
+
+fn endpoint_key(address: SocketAddr, side: u16) -> EndpointKey {
+    EndpointKey {
+        address: match address.ip() {
+            // Any local address: the programs ask for all zero first.
+            ip if ip.is_unspecified() && side == side::LISTENER => [0; 16],
+            IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
+            IpAddr::V6(ip) => ip.octets(),
+        },
+        port: address.port(),
+        side,
+    }
 }
 
 /// Silence after which a flow is over, nanoseconds.

@@ -5,7 +5,7 @@ use aya::{
     programs::{SchedClassifier, TestRun as _, TestRunOptions},
 };
 use edgemeter::kernel::{self, Maps, Options, Reading};
-use flow_abi::{cell, name};
+use flow_abi::{AccountKey, Endpoint, cell, name, side};
 
 use crate::packets::{Case, cases};
 
@@ -166,4 +166,107 @@ fn an_interface_without_cells_counts_as_orphan() {
         [case.bytes, 2 * case.bytes]
     );
     assert_eq!([orphans[0].frames, orphans[1].frames], [1, 2]);
+}
+
+#[test]
+fn a_full_account_table_is_counted_and_logged() {
+    let (mut ebpf, maps) = load(&Options {
+        accounts_max: 1,
+        log_level: 4,
+        ..options()
+    });
+    let lines = Lines::default();
+    let mut log = aya_log::EbpfLogger::init_with_logger(&mut ebpf, lines.clone()).unwrap();
+    maps.make_cells(LOOPBACK).unwrap();
+    // Another owner at port 8080: its account does not fit beside the first.
+    let endpoint = Endpoint {
+        overhead_owner: 7,
+        unclaimed_owner: 8,
+    };
+    maps.set_endpoints(&[("0.0.0.0:8080".parse().unwrap(), side::LISTENER, endpoint)])
+        .unwrap();
+    let theirs = cases()
+        .into_iter()
+        .find(|case| case.name == "udp6")
+        .unwrap();
+    let ours = cases()
+        .into_iter()
+        .find(|case| case.name == "tcp4")
+        .unwrap();
+    run(&ebpf, name::INGRESS, &theirs);
+    run(&ebpf, name::EGRESS, &ours);
+    log.flush();
+    let (total, accounts, _, _, cells) = sums(&maps, 1);
+    assert_eq!((total, accounts), (ours.bytes, 0));
+    assert_eq!(cells[cell::ACCOUNTS_FULL], ours.bytes);
+    assert_eq!(
+        flow_bytes(&maps, 1),
+        ours.bytes,
+        "the flow has it all the same"
+    );
+    let said = lines.0.lock().unwrap().join("\n");
+    assert!(
+        said.contains("account table full"),
+        "the programs log through aya-log: {said:?}"
+    );
+}
+
+#[test]
+fn a_flow_at_an_endpoint_is_the_gateways() {
+    let (ebpf, maps) = load(&options());
+    maps.make_cells(LOOPBACK).unwrap();
+    let listener = Endpoint {
+        overhead_owner: 7,
+        unclaimed_owner: 8,
+    };
+    let peer = Endpoint {
+        overhead_owner: 17,
+        unclaimed_owner: 18,
+    };
+    maps.set_endpoints(&[
+        ("[::]:8080".parse().unwrap(), side::LISTENER, listener),
+        ("10.0.0.1:8080".parse().unwrap(), side::PEER, peer),
+    ])
+    .unwrap();
+    let case = |name: &str| cases().into_iter().find(|case| case.name == name).unwrap();
+    // The frames go from port 8080: sent, that is our listener; received, our upstream's peer.
+    let (data, bare) = (case("tcp4"), case("tcp4 without payload"));
+    run(&ebpf, name::EGRESS, &data);
+    run(&ebpf, name::INGRESS, &data);
+    run(&ebpf, name::INGRESS, &bare);
+    let accounts = maps.read().unwrap().accounts;
+    let account = |owner| {
+        accounts[&AccountKey {
+            owner,
+            ifindex: LOOPBACK,
+        }]
+    };
+    assert_eq!(
+        account(7).tx_bytes,
+        data.bytes,
+        "sent, and no request owns it"
+    );
+    assert_eq!(
+        account(18).rx_bytes,
+        data.bytes,
+        "received payload waits for its request"
+    );
+    assert_eq!(
+        account(17).rx_bytes,
+        bare.bytes,
+        "an acknowledgement is overhead"
+    );
+}
+
+#[derive(Clone, Default)]
+struct Lines(std::sync::Arc<std::sync::Mutex<Vec<String>>>);
+
+impl log::Log for Lines {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+    fn log(&self, record: &log::Record<'_>) {
+        self.0.lock().unwrap().push(record.args().to_string());
+    }
+    fn flush(&self) {}
 }
