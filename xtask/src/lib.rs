@@ -6,6 +6,7 @@
 //! - [`capture`]: what the far end of a cable really received: the ground truth.
 //! - [`load`], [`certificate`], [`exposition`]: clients that check every answer, and the metrics
 //!   page read back.
+//! - [`dashboards`]: what the panels and rules ask for.
 //!
 //! The rest are commands: [`ebpf`] builds and checks the committed BPF object, [`test`] is what
 //! CI runs, [`dev`] rebuilds and restarts while you edit, [`demo`] shows the product working.
@@ -15,6 +16,7 @@
 
 pub mod capture;
 pub mod certificate;
+pub mod dashboards;
 pub mod demo;
 pub mod dev;
 pub mod ebpf;

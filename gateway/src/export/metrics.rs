@@ -138,6 +138,13 @@ impl RequestMetrics {
             "Failed attempts to connect to an upstream peer",
             metrics.connect_failures.clone(),
         );
+        // A counter that is absent until it first moves hides that first move from rate().
+        for upstream in metrics.upstreams.iter() {
+            let label = UpstreamLabel {
+                upstream: upstream.clone(),
+            };
+            let _ = metrics.connect_failures.get_or_create(&label);
+        }
         metrics
     }
 

@@ -40,6 +40,8 @@ pub struct Setup {
     pub upstream_v6: bool,
     pub upstream_http2: bool,
     pub required: bool,
+    /// With prices, so that there is a cost to show.
+    pub priced: bool,
     /// None: a directory of the test's own on the real bpffs.
     pub bpffs: Option<PathBuf>,
 }
@@ -52,6 +54,7 @@ impl Default for Setup {
             upstream_v6: false,
             upstream_http2: false,
             required: true,
+            priced: false,
             bpffs: None,
         }
     }
@@ -346,6 +349,10 @@ http2 = {upstream_http2}
 idle_timeout_ms = 60000
 "#
     );
+    if setup.priced {
+        text += "[prices]\ncurrency = \"USD\"\n[[prices.rates]]\nid = \"out\"\nleg = \"client\"\n\
+                 direction = \"tx\"\nprice = \"0.09\"\nunit_bytes = 1073741824\n";
+    }
     for route in ["small", "large", "upload"] {
         text += &format!(
             "[[routes]]\nname = \"{route}\"\npath = {{ prefix = \"/{route}\" }}\n\

@@ -5,6 +5,7 @@
 // the helpers they share are not.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod dashboards;
 mod degraded;
 mod harness;
 mod kernel;

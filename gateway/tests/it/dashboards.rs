@@ -1,0 +1,92 @@
+//! Every metric and label in a panel or a rule exists in what the two processes really expose.
+
+use std::{
+    process::{Child, Stdio},
+    time::{Duration, Instant},
+};
+
+use xtask::{
+    dashboards, exposition, host,
+    load::{self, Protocol, Template},
+    netns::{GATEWAY_TO_CLIENT, GATEWAY_TO_SERVICE},
+};
+
+use crate::harness::{Setup, Site};
+
+const ORDERS: u16 = 9100;
+
+/// The order service, killed when dropped.
+struct Commerce(Child);
+
+impl Drop for Commerce {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn every_panel_and_rule_asks_for_metrics_that_exist() {
+    let directory = host::workspace_root().join("dashboards");
+    let expressions = dashboards::expressions(&directory).unwrap();
+    assert!(expressions.len() > 30, "{} expressions", expressions.len());
+
+    let site = Site::start(
+        "db",
+        &Setup {
+            priced: true,
+            ..Setup::default()
+        },
+    );
+    let plan = site.plan(GATEWAY_TO_CLIENT.v4.into(), true, Protocol::Http1, 30);
+    load::run(&site.hosts.client, &plan).unwrap();
+    site.quiet();
+    let (_, gateway) = site.get("/metrics").unwrap();
+
+    let binary = host::target_directory().join("debug").join("commerce");
+    if !binary.exists() {
+        // A test of the whole workspace has built it; one of this package alone has not.
+        host::run(host::cargo().args(["build", "--locked", "--package", "commerce"])).unwrap();
+    }
+    let address = (GATEWAY_TO_SERVICE.far_v4, ORDERS).into();
+    let mut commerce = site.hosts.service.command(binary).unwrap();
+    let database = site.directory.path().join("commerce.db");
+    let commerce = commerce
+        .args(["serve", "--listen", &format!("{address}"), "--database"])
+        .arg(database)
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let _commerce = Commerce(commerce);
+    let get = |path: &str| {
+        site.hosts
+            .service
+            .run(|| exposition::get(address, path))
+            .unwrap()
+    };
+    let started = Instant::now();
+    while get("/readyz").map_or(0, |(status, _)| status) != 200 {
+        assert!(
+            started.elapsed() < Duration::from_secs(20),
+            "commerce is not ready"
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let order = Template::post(
+        "order",
+        "/api/v1/orders",
+        r#"{"lines":[{"sku":"1001","quantity":1}]}"#,
+        201,
+    )
+    .header("content-type", "application/json")
+    .header("idempotency-key", "dashboards-{n}");
+    let mut plan = plan;
+    (plan.address, plan.root, plan.requests, plan.templates) = (address, None, 3, vec![order]);
+    load::run(&site.hosts.service, &plan).unwrap();
+    let (_, orders) = get("/metrics").unwrap();
+
+    if let Err(missing) = dashboards::check(&expressions, &[&gateway, &orders]) {
+        let lines: Vec<String> = missing.iter().map(ToString::to_string).collect();
+        panic!("{}", lines.join("\n"));
+    }
+}
