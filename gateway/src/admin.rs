@@ -1,6 +1,13 @@
 //! The admin port: health, readiness, metrics. Loopback unless configured otherwise.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    collections::HashSet,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use async_trait::async_trait;
 use http::{Response, header};
@@ -15,6 +22,10 @@ pub struct Admin {
     pub registry: Registry,
     /// What the collector published last.
     pub view: Arc<Mutex<WireView>>,
+    /// Listeners, to be bound before the gateway is ready.
+    pub listeners: Vec<SocketAddr>,
+    /// True once all of them were seen listening.
+    pub listening: AtomicBool,
 }
 
 #[async_trait]
@@ -52,6 +63,13 @@ impl Admin {
 
     /// Ready means serving; a degraded observer is said, not hidden, and does not fail it.
     fn readiness(&self) -> Response<Vec<u8>> {
+        if !self.is_listening() {
+            return answer(
+                503,
+                "application/json",
+                "{\"status\":\"starting\"}\n".into(),
+            );
+        }
         let degraded = self
             .view
             .lock()
@@ -66,6 +84,41 @@ impl Admin {
         };
         answer(200, "application/json", format!("{body}\n"))
     }
+}
+
+impl Admin {
+    /// pingora starts its services side by side and says nothing when a listener is bound: ask
+    /// the kernel, until it has been so once.
+    fn is_listening(&self) -> bool {
+        if self.listening.load(Ordering::Relaxed) {
+            return true;
+        }
+        let bound = listening_ports();
+        let all = self
+            .listeners
+            .iter()
+            .all(|address| bound.contains(&address.port()));
+        self.listening.store(all, Ordering::Relaxed);
+        all
+    }
+}
+
+/// Ports with a listening TCP socket in this network namespace.
+fn listening_ports() -> HashSet<u16> {
+    // State of a listening socket in these tables.
+    const LISTEN: &str = "0A";
+    ["/proc/self/net/tcp", "/proc/self/net/tcp6"]
+        .iter()
+        .filter_map(|path| std::fs::read_to_string(path).ok())
+        .flat_map(|table| {
+            let ports = table.lines().skip(1).filter_map(|line| {
+                let mut fields = line.split_whitespace().skip(1);
+                let port = fields.next()?.rsplit(':').next()?;
+                (fields.nth(1)? == LISTEN).then(|| u16::from_str_radix(port, 16).ok())?
+            });
+            ports.collect::<Vec<_>>()
+        })
+        .collect()
 }
 
 fn answer(status: u16, content_type: &str, body: String) -> Response<Vec<u8>> {

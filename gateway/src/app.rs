@@ -6,7 +6,7 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
 };
 
 use anyhow::Context as _;
@@ -96,13 +96,20 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     });
     let collector = start_collector(kernel, slots, claims, ledger, &shared, &view)?;
 
-    serve(
-        &shared,
-        Admin {
-            registry,
-            view: Arc::clone(&view),
-        },
-    )?;
+    let admin = Admin {
+        registry,
+        view: Arc::clone(&view),
+        // Port 0 is the kernel's choice, which nobody can wait for.
+        listeners: shared
+            .config
+            .listeners
+            .iter()
+            .map(|listener| listener.address)
+            .filter(|address| address.port() != 0)
+            .collect(),
+        listening: AtomicBool::new(false),
+    };
+    serve(&shared, admin)?;
 
     if let Some(collector) = collector {
         collector.stop();
@@ -294,6 +301,14 @@ fn serve(shared: &Arc<Shared>, admin: Admin) -> anyhow::Result<()> {
         upstream_keepalive_pool_size: 1024,
         ..ServerConf::default()
     };
+    let admin_address = ("admin.listen".to_owned(), config.admin.listen);
+    let listeners = config.listeners.iter();
+    let listeners = listeners.map(|l| (format!("listener {}", l.name), l.address));
+    for (name, address) in listeners.chain([admin_address]) {
+        // pingora panics where it cannot bind: find out first, and say which.
+        std::net::TcpListener::bind(address)
+            .with_context(|| format!("{name}: cannot listen on {address}"))?;
+    }
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
     let conf = Arc::clone(&server.configuration);

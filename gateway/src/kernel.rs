@@ -49,7 +49,7 @@ pub enum KernelError {
     #[error("cannot read the BPF object named by {OBJECT_VARIABLE}: {0}")]
     Object(std::io::Error),
     /// The pin directory cannot be used.
-    #[error("{0}")]
+    #[error(transparent)]
     Pins(#[from] pins::PinError),
     /// The kernel refused the object.
     #[error(

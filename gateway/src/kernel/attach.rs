@@ -1,7 +1,12 @@
 //! Programs onto interfaces: TCX links, pinned, replaced in place; clsact filters where the
 //! kernel has no TCX.
 
-use std::{ffi::CString, io, path::Path};
+use std::{
+    ffi::CString,
+    io,
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    path::Path,
+};
 
 use aya::{
     Ebpf,
@@ -97,8 +102,8 @@ pub(super) fn attach(
         let program = program_mut(ebpf, program)?;
         let attached = match mode {
             AttachMode::Clsact => clsact(program, interface, attach_type),
-            AttachMode::Tcx => tcx(program, interface, direction, attach_type, pins),
-            AttachMode::Auto => tcx(program, interface, direction, attach_type, pins)
+            AttachMode::Tcx => tcx(program, interface, index, direction, attach_type, pins),
+            AttachMode::Auto => tcx(program, interface, index, direction, attach_type, pins)
                 .or_else(|_| clsact(program, interface, attach_type)),
         };
         let (mechanism, replaced) = attached.map_err(|reason| KernelError::Attach {
@@ -119,6 +124,7 @@ pub(super) fn attach(
 fn tcx(
     program: &mut SchedClassifier,
     interface: &str,
+    ifindex: u32,
     direction: &str,
     attach_type: TcAttachType,
     pins: Option<&PinDirectory>,
@@ -127,7 +133,7 @@ fn tcx(
     if let Some(pin) = &pin
         && pin.exists()
     {
-        match replace(program, pin) {
+        match replace(program, pin, ifindex) {
             Ok(()) => return Ok(("tcx", true)),
             Err(error) => {
                 // The device was deleted and made again: its link is severed, the pin remains.
@@ -154,7 +160,11 @@ fn tcx(
 }
 
 /// Swaps our program into an earlier process's link: no frame passes uncounted.
-fn replace(program: &mut SchedClassifier, pin: &Path) -> Result<(), String> {
+fn replace(program: &mut SchedClassifier, pin: &Path, ifindex: u32) -> Result<(), String> {
+    let at = link_ifindex(pin).map_err(|error| error.to_string())?;
+    if at != ifindex {
+        return Err(format!("it is on interface number {at}, not {ifindex}"));
+    }
     let old = PinnedLink::from_pin(pin).map_err(|error| chain(&error))?;
     let link = FdLink::from(old)
         .try_into()
@@ -166,6 +176,82 @@ fn replace(program: &mut SchedClassifier, pin: &Path) -> Result<(), String> {
     // holding its descriptor would let a later compromise of this process detach it.
     let _link = program.take_link(id).map_err(|error| chain(&error))?;
     Ok(())
+}
+
+/// The interface a pinned TCX link is on; 0 when its device is gone. aya does not tell.
+fn link_ifindex(pin: &Path) -> io::Result<u32> {
+    use std::os::unix::ffi::OsStrExt as _;
+    const BPF_OBJ_GET: libc::c_int = 7;
+    const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+    /// The object arm of `union bpf_attr`.
+    #[repr(C)]
+    struct ObjectAttr {
+        path: u64,
+        fd: u32,
+        flags: u32,
+        path_fd: u32,
+        padding: u32,
+    }
+    /// `struct bpf_link_info`, its TCX arm.
+    #[repr(C)]
+    #[derive(Default)]
+    struct LinkInfo {
+        kind: u32,
+        id: u32,
+        program_id: u32,
+        padding: u32,
+        ifindex: u32,
+        attach_type: u32,
+    }
+    /// The info arm of `union bpf_attr`.
+    #[repr(C)]
+    struct InfoAttr {
+        fd: u32,
+        len: u32,
+        info: u64,
+    }
+    let path = CString::new(pin.as_os_str().as_bytes())?;
+    let attr = ObjectAttr {
+        path: path.as_ptr() as u64,
+        fd: 0,
+        flags: 0,
+        path_fd: 0,
+        padding: 0,
+    };
+    // SAFETY: the object arm of bpf_attr with a NUL-terminated path.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_OBJ_GET,
+            &raw const attr,
+            size_of::<ObjectAttr>(),
+        )
+    };
+    let Some(fd) = i32::try_from(fd).ok().filter(|fd| *fd >= 0) else {
+        return Err(io::Error::last_os_error());
+    };
+    // SAFETY: a descriptor the kernel has just given us.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let mut info = LinkInfo::default();
+    let attr = InfoAttr {
+        fd: fd.as_raw_fd().unsigned_abs(),
+        len: u32::try_from(size_of::<LinkInfo>()).unwrap_or(0),
+        info: (&raw mut info) as u64,
+    };
+    // SAFETY: the info arm of bpf_attr; the kernel writes at most `len` bytes.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_OBJ_GET_INFO_BY_FD,
+            &raw const attr,
+            size_of::<InfoAttr>(),
+        )
+    };
+    if result == 0 {
+        Ok(info.ifindex)
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 fn clsact(
