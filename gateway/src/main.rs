@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
-use edgemeter::{app, config::Config, kernel, report};
+use edgemeter::{app, config::Config, doctor, kernel, report};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -22,6 +22,8 @@ enum Command {
     Run(ConfigArgument),
     /// Check a configuration file and say what it means.
     Check(ConfigArgument),
+    /// Say what this machine can do for the gateway, and what is lost without it.
+    Doctor(ConfigArgument),
     /// Print what the ledger holds, by route, with the conservation line. Works while serving.
     Report(ConfigArgument),
     /// Take the kernel programs off and drop their counters. Post them first: run until idle.
@@ -53,6 +55,12 @@ fn execute(command: Command) -> anyhow::Result<()> {
         Command::Run(argument) => app::run(Config::load(argument.config)?),
         Command::Check(argument) => {
             print!("{}", Config::load(argument.config)?.listing());
+            Ok(())
+        }
+        Command::Doctor(argument) => {
+            let (text, fit) = doctor::examine(&Config::load(argument.config)?);
+            print!("{text}");
+            anyhow::ensure!(fit, "something the gateway needs is missing");
             Ok(())
         }
         Command::Report(argument) => {

@@ -94,3 +94,41 @@ fn a_wrong_configuration_is_explained_with_its_line() {
         "{said}"
     );
 }
+
+#[test]
+fn the_doctor_names_what_is_missing_and_what_is_lost() {
+    let site = Site::start("do", &Setup::default());
+    let doctor = |config: &std::path::Path| {
+        let mut edgemeter = site
+            .hosts
+            .gateway
+            .command(env!("CARGO_BIN_EXE_edgemeter"))
+            .unwrap();
+        let output = edgemeter
+            .args(["doctor", "--config"])
+            .arg(config)
+            .output()
+            .unwrap();
+        (
+            output.status.success(),
+            String::from_utf8_lossy(&output.stdout).into_owned(),
+        )
+    };
+    let (fit, said) = doctor(&site.config());
+    assert!(
+        fit && said.contains("edge0: Ethernet") && !said.contains("MISSING"),
+        "{said}"
+    );
+    let text = std::fs::read_to_string(site.config()).unwrap();
+    let other = site.directory.path().join("other.toml");
+    std::fs::write(
+        &other,
+        text.replace("\"edge0\"", "\"lo\"").replace("svc0", "svc9"),
+    )
+    .unwrap();
+    let (fit, said) = doctor(&other);
+    assert!(
+        !fit && said.contains("lo: loopback") && said.contains("svc9: No such device"),
+        "{said}"
+    );
+}

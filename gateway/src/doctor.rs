@@ -1,0 +1,207 @@
+//! `edgemeter doctor`: what this machine can do for the gateway, and what is lost without it.
+
+use std::{ffi::CString, fmt::Write as _, io, path::Path};
+
+use crate::{
+    app::kernel_options,
+    config::Config,
+    kernel::{self, Options, PinDirectory},
+    ledger::Ledger,
+};
+
+const CAP_NET_ADMIN: u32 = 12;
+const CAP_PERFMON: u32 = 38;
+const CAP_BPF: u32 = 39;
+
+/// One finding.
+struct Finding {
+    what: &'static str,
+    /// What was found, or why it is missing.
+    result: Result<String, String>,
+    /// What is lost without it.
+    lost: &'static str,
+    /// The gateway counts nothing without it.
+    required: bool,
+}
+
+/// Looks at everything, and says it line by line. True when the gateway can count.
+#[must_use]
+pub fn examine(config: &Config) -> (String, bool) {
+    let mut findings = vec![
+        Finding {
+            what: "kernel",
+            result: kernel_at_least(5, 15),
+            lost: "the programs need Linux 5.15",
+            required: true,
+        },
+        Finding {
+            what: "BTF",
+            result: exists("/sys/kernel/btf/vmlinux"),
+            lost: "per-socket storage, so which request owns a sent byte",
+            required: true,
+        },
+        Finding {
+            what: "capabilities",
+            result: capabilities(),
+            lost: "loading the programs",
+            required: true,
+        },
+        Finding {
+            what: "TCX",
+            result: kernel_at_least(6, 6),
+            lost: "links that survive by themselves; clsact filters are used instead",
+            required: false,
+        },
+    ];
+    if let Some(observe) = &config.observe {
+        findings.push(Finding {
+            what: "bpffs",
+            result: PinDirectory::open(&observe.bpffs)
+                .map(|pins| pins.root().display().to_string())
+                .map_err(|error| error.to_string()),
+            lost: "counters over a restart",
+            required: true,
+        });
+        findings.push(Finding {
+            what: "programs",
+            result: programs(&kernel_options(observe)),
+            lost: "everything the kernel counts",
+            required: true,
+        });
+        for interface in &observe.interfaces {
+            findings.push(Finding {
+                what: "interface",
+                result: interface_kind(interface),
+                lost: "its bytes",
+                required: true,
+            });
+        }
+    }
+    findings.push(Finding {
+        what: "ledger",
+        result: Ledger::open(&config.gateway.state_dir)
+            .map(|_| config.gateway.state_dir.display().to_string())
+            .map_err(|error| error.to_string()),
+        lost: "the gateway does not start without it",
+        required: true,
+    });
+    render(&findings, config.observe.is_some())
+}
+
+fn render(findings: &[Finding], observes: bool) -> (String, bool) {
+    let mut text = String::new();
+    let mut fit = true;
+    for finding in findings {
+        let (mark, words) = match &finding.result {
+            Ok(found) => ("ok     ", found.clone()),
+            Err(why) if finding.required => {
+                fit = false;
+                ("MISSING", format!("{why}; lost: {}", finding.lost))
+            }
+            Err(why) => ("absent ", format!("{why}; lost: {}", finding.lost)),
+        };
+        let _ = writeln!(text, "{mark}  {:<13} {words}", finding.what);
+    }
+    let verdict = match (observes, fit) {
+        (false, _) => "observe is absent or disabled: the gateway serves and counts no wire bytes",
+        (true, true) => "fit: every byte on the interfaces will be counted",
+        (true, false) => {
+            "not fit: the gateway serves degraded, or not at all with observe.required"
+        }
+    };
+    let _ = writeln!(text, "{verdict}");
+    (text, fit)
+}
+
+fn kernel_at_least(major: u32, minor: u32) -> Result<String, String> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")
+        .map_err(|error| format!("unknown kernel: {error}"))?;
+    let release = release.trim();
+    let mut numbers = release
+        .split(['.', '-'])
+        .map_while(|part| part.parse::<u32>().ok());
+    let found = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if found >= (major, minor) {
+        Ok(format!("Linux {release}"))
+    } else {
+        Err(format!("Linux {release} is older than {major}.{minor}"))
+    }
+}
+
+fn exists(path: &str) -> Result<String, String> {
+    if Path::new(path).exists() {
+        Ok(path.to_owned())
+    } else {
+        Err(format!("no {path}; the kernel needs CONFIG_DEBUG_INFO_BTF"))
+    }
+}
+
+fn capabilities() -> Result<String, String> {
+    let status = std::fs::read_to_string("/proc/self/status").map_err(|error| error.to_string())?;
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok())
+        .ok_or("no CapEff in /proc/self/status")?;
+    let missing: Vec<&str> = [
+        (CAP_BPF, "CAP_BPF"),
+        (CAP_NET_ADMIN, "CAP_NET_ADMIN"),
+        (CAP_PERFMON, "CAP_PERFMON"),
+    ]
+    .into_iter()
+    .filter(|(bit, _)| effective >> bit & 1 == 0)
+    .map(|(_, name)| name)
+    .collect();
+    if missing.is_empty() {
+        Ok("CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON".into())
+    } else {
+        Err(format!("without {}: run as root", missing.join(", ")))
+    }
+}
+
+/// Loads the programs unattached and unpinned, and reads their empty maps by batch.
+fn programs(options: &Options) -> Result<String, String> {
+    let (_ebpf, maps) = kernel::load_for_test(options).map_err(|error| error.to_string())?;
+    maps.read()
+        .map_err(|error| format!("batch look-ups: {error}"))?;
+    Ok(format!(
+        "load and verify; {} flows, {} connections, {} accounts",
+        options.flows_max, options.connections_max, options.accounts_max
+    ))
+}
+
+fn interface_kind(interface: &str) -> Result<String, String> {
+    let name = CString::new(interface).map_err(|_| format!("{interface}: not a name"))?;
+    // SAFETY: a datagram socket, closed below.
+    let socket = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM, 0) };
+    if socket < 0 {
+        return Err(io::Error::last_os_error().to_string());
+    }
+    // SAFETY: ifreq is plain data, valid when zeroed.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    let bytes = name.as_bytes();
+    if bytes.len() >= request.ifr_name.len() {
+        return Err(format!("{interface}: the name is too long"));
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(bytes) {
+        *to = from.cast_signed();
+    }
+    // SAFETY: an open socket and a named request.
+    let result = unsafe { libc::ioctl(socket, libc::SIOCGIFHWADDR, &raw mut request) };
+    let error = io::Error::last_os_error();
+    // SAFETY: opened above.
+    unsafe { libc::close(socket) };
+    if result != 0 {
+        return Err(format!("{interface}: {error}; fix observe.interfaces"));
+    }
+    // SAFETY: the call has filled this arm of the union.
+    match unsafe { request.ifr_ifru.ifru_hwaddr.sa_family } {
+        libc::ARPHRD_ETHER => Ok(format!("{interface}: Ethernet")),
+        libc::ARPHRD_LOOPBACK => Err(format!(
+            "{interface}: loopback, where every frame is both sent and received"
+        )),
+        other => Err(format!(
+            "{interface}: link type {other} has no Ethernet header: its frames count as unparsable"
+        )),
+    }
+}
