@@ -47,6 +47,7 @@ use crate::{
 /// side is required and does not work.
 pub fn run(config: Config) -> anyhow::Result<()> {
     let ledger = Ledger::open(&config.gateway.state_dir)?;
+    let _posting_alone = ledger.take()?;
     let owners = Arc::new(Owners::new(ledger.owners()?, Box::new(ledger.clone())));
     let claims = Arc::new(Claims::default());
     let view = Arc::new(Mutex::new(WireView::default()));

@@ -93,6 +93,7 @@ pub struct Kernel {
     /// Things an operator should know (a pinned map whose size differs from the configuration).
     pub notices: Vec<String>,
     pins: Option<PinDirectory>,
+    _lock: Option<std::fs::File>,
     // Holds the programs, and the links where nothing is pinned.
     ebpf: Ebpf,
     /// Prints the programs' own log lines while it lives.
@@ -107,6 +108,7 @@ impl Kernel {
     pub fn load(options: &Options) -> Result<Self, KernelError> {
         let object = object::bytes().map_err(KernelError::Object)?;
         let pins = options.bpffs.as_ref().map(PinDirectory::open).transpose()?;
+        let lock = pins.as_ref().map(PinDirectory::lock).transpose()?;
         let mut notices = Vec::new();
         if let Some(pins) = &pins {
             notices = pins.check(options)?;
@@ -139,6 +141,7 @@ impl Kernel {
             epoch: format!("{}:{accounts_id}", boot_id()),
             notices,
             pins,
+            _lock: lock,
             ebpf,
             log,
         })

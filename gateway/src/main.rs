@@ -74,10 +74,12 @@ fn execute(command: Command) -> anyhow::Result<()> {
                     "observe is absent or disabled in the configuration: nothing to detach"
                 );
             };
+            let pins = kernel::PinDirectory::open(&observe.bpffs)?;
+            let _lock = pins.lock()?;
             for interface in &observe.interfaces {
                 kernel::remove_clsact(interface);
             }
-            kernel::PinDirectory::open(&observe.bpffs)?.remove()?;
+            pins.remove()?;
             println!("detached; the kernel counters are gone, the ledger keeps what was posted");
             Ok(())
         }

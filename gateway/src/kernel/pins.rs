@@ -1,7 +1,8 @@
 //! Where maps and links live between processes.
 
 use std::{
-    fs, io,
+    fs::{self, File, TryLockError},
+    io,
     path::{Path, PathBuf},
 };
 
@@ -42,6 +43,12 @@ pub enum PinError {
         path: PathBuf,
         /// The cause.
         source: io::Error,
+    },
+    /// Another process uses it.
+    #[error("{path} is in use by another edgemeter; stop it first, or give this one another bpffs")]
+    InUse {
+        /// The directory.
+        path: PathBuf,
     },
     /// A pinned map is not of this program's layout.
     #[error(
@@ -87,6 +94,24 @@ impl PinDirectory {
             fs::create_dir_all(&path).map_err(|source| PinError::Io { path, source })?;
         }
         Ok(Self { root })
+    }
+
+    /// Takes the directory for this process alone: two would share slots and fight over links.
+    /// The kernel gives it back when the process ends, however it ends.
+    ///
+    /// # Errors
+    /// Another process has it.
+    pub fn lock(&self) -> Result<File, PinError> {
+        let path = self.root.clone();
+        let file = File::open(&path).map_err(|source| PinError::Io {
+            path: path.clone(),
+            source,
+        })?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(TryLockError::WouldBlock) => Err(PinError::InUse { path }),
+            Err(TryLockError::Error(source)) => Err(PinError::Io { path, source }),
+        }
     }
 
     /// The directory itself.

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    fs::{File, TryLockError},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -74,6 +75,25 @@ impl Ledger {
             connection: Arc::new(Mutex::new(connection)),
             path,
         })
+    }
+
+    /// Takes the state directory for this process alone: two posters would post every byte twice.
+    /// The kernel gives it back when the process ends, however it ends.
+    ///
+    /// # Errors
+    /// Another process has it.
+    pub fn take(&self) -> Result<File, LedgerError> {
+        let directory = self.path.parent().unwrap_or(Path::new("."));
+        let file = File::open(directory).map_err(|error| self.error(error.to_string()))?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(TryLockError::WouldBlock) => Err(self.error(
+                "in use by another edgemeter; stop it first, or give this one another \
+                 gateway.state_dir"
+                    .into(),
+            )),
+            Err(TryLockError::Error(error)) => Err(self.error(error.to_string())),
+        }
     }
 
     /// All owners ever numbered.

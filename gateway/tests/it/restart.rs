@@ -120,3 +120,41 @@ fn detach_takes_the_programs_off() {
         .sum("edgemeter_interface_bytes_total", |_| true);
     assert!(after > before, "the new programs count");
 }
+
+#[test]
+fn a_second_gateway_on_the_same_ledger_or_pins_is_refused() {
+    let site = Site::start("k2", &Setup::default());
+    let text = std::fs::read_to_string(site.config()).unwrap();
+    let other = site.directory.path().join("other.toml");
+    let run = |text: &str, command: &str| {
+        std::fs::write(&other, text).unwrap();
+        let mut edgemeter = site
+            .hosts
+            .gateway
+            .command(env!("CARGO_BIN_EXE_edgemeter"))
+            .unwrap();
+        let output = edgemeter
+            .args([command, "--config"])
+            .arg(&other)
+            .output()
+            .unwrap();
+        assert!(!output.status.success());
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    // It would post every byte a second time, were it to run for one tick.
+    let said = run(&text, "run");
+    assert!(
+        said.contains("ledger.db") && said.contains("another edgemeter"),
+        "{said}"
+    );
+    let said = run(&text.replace("\"state\"", "\"other-state\""), "run");
+    assert!(
+        said.contains("/v1 is in use by another edgemeter"),
+        "{said}"
+    );
+    let said = run(&text, "detach");
+    assert!(
+        said.contains("in use"),
+        "the programs must not be taken off a running gateway: {said}"
+    );
+}
