@@ -16,7 +16,10 @@ use prometheus_client::{encoding::text::encode, registry::Registry};
 
 use crate::export::WireView;
 
-/// Serves `/metrics`, `/livez` and `/readyz`.
+/// The page at `/`: no server-side part, it reads `/metrics`.
+const PAGE: &str = include_str!("admin/page.html");
+
+/// Serves `/`, `/metrics`, `/livez` and `/readyz`.
 pub struct Admin {
     /// Every metric.
     pub registry: Registry,
@@ -32,13 +35,14 @@ pub struct Admin {
 impl ServeHttp for Admin {
     async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
         match session.req_header().uri.path() {
+            "/" => answer(200, "text/html; charset=utf-8", PAGE.into()),
             "/metrics" => self.metrics(),
             "/livez" => answer(200, "text/plain", "ok\n".into()),
             "/readyz" => self.readiness(),
             _ => answer(
                 404,
                 "text/plain",
-                "not here; try /metrics, /livez or /readyz\n".into(),
+                "not here; try /, /metrics, /livez or /readyz\n".into(),
             ),
         }
     }

@@ -238,10 +238,8 @@ fn read_rules(text: &str) -> Result<Vec<Source>> {
 
 /// The labels whose names follow `marker` in a template.
 fn labels_after(template: &str, marker: &str) -> Vec<String> {
-    let names = template
-        .split(marker)
-        .skip(1)
-        .map(|rest| &rest[..name_length(rest)]);
+    let rests = template.split(marker).skip(1).map(str::trim_start);
+    let names = rests.map(|rest| &rest[..name_length(rest)]);
     names
         .filter(|name| !name.is_empty())
         .map(str::to_owned)
@@ -788,8 +786,29 @@ build_info{version="1"} 1
 
     #[test]
     fn a_label_that_was_aggregated_away_is_refused() {
-        let said = refusal("sum by (route) (wire_bytes_total)", "{{ leg }}");
-        assert!(said.is_empty() || said.contains("one.json"), "{said}");
+        for (expression, legend, label) in [
+            ("sum by (route) (wire_bytes_total)", "{{ leg }}", "leg"),
+            ("sum without (leg) (wire_bytes_total)", "{{leg}}", "leg"),
+            (
+                "sum by (leg) (sum by (route) (wire_bytes_total))",
+                "",
+                "leg",
+            ),
+            ("sum(flows) / on (route) flows", "", "route"),
+            (r#"route:wire:rate5m{leg="client"}"#, "", "leg"),
+            (
+                "histogram_quantile(0.5, sum by (route) (duration_seconds_bucket))",
+                "",
+                "le",
+            ),
+        ] {
+            let said = refusal(expression, legend);
+            assert!(said.contains("one.json: Panel"), "{said}");
+            assert!(
+                said.contains(&format!("label `{label}` is not in the result")),
+                "{said}"
+            );
+        }
     }
 
     #[test]
