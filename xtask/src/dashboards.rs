@@ -2,7 +2,7 @@
 //!
 //! [`expressions`] reads every dashboard and the rules, and fails on an expression that does not
 //! parse or that wants a label its own aggregation dropped. [`check`] holds the metrics and labels
-//! that are left against the text of real `/metrics` pages.
+//! that are left against the text of real `/metrics` pages. [`unread`] is the other way around.
 //!
 //! A label is wanted by a matcher, `by`, `without`, `on`, a panel's legend or an alert's text, and
 //! followed down to the metrics it must come from, through recorded rules too.
@@ -153,6 +153,21 @@ pub fn check(expressions: &[Expression], expositions: &[&str]) -> Result<(), Vec
     } else {
         Err(missing)
     }
+}
+
+/// Metrics that the texts declare and no expression reads.
+#[must_use]
+pub fn unread(expressions: &[Expression], expositions: &[&str]) -> Vec<String> {
+    let uses = expressions.iter().flat_map(|expression| &expression.uses);
+    let read: BTreeSet<&str> = uses.map(|wanted| wanted.metric.as_str()).collect();
+    let families = expositions.iter().flat_map(|text| families(text));
+    families
+        .filter(|(name, kind)| {
+            let series = series_names(name, kind);
+            !series.iter().any(|series| read.contains(series.as_str()))
+        })
+        .map(|(name, _)| name.to_owned())
+        .collect()
 }
 
 /// An expression as written.
@@ -519,11 +534,14 @@ impl Exported {
             declared: BTreeSet::new(),
             sampled: BTreeMap::new(),
         };
-        for line in expositions.iter().flat_map(|text| text.lines()) {
-            if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|t| t.split_once(' '))
+        for text in expositions {
+            for (name, kind) in families(text) {
+                exported.declared.extend(series_names(name, kind));
+            }
+            for line in text
+                .lines()
+                .filter(|line| !line.starts_with('#') && !line.is_empty())
             {
-                exported.declared.extend(series_names(name, kind.trim()));
-            } else if !line.starts_with('#') && !line.is_empty() {
                 let (name, labels) = sample(line);
                 exported
                     .sampled
@@ -559,6 +577,12 @@ impl Exported {
             .map(Some)
             .collect()
     }
+}
+
+/// Name and type of each declared metric.
+fn families(text: &str) -> impl Iterator<Item = (&str, &str)> {
+    let declarations = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+    declarations.filter_map(|declaration| declaration.trim_end().split_once(' '))
 }
 
 /// The series that a declared metric has.
@@ -771,6 +795,12 @@ build_info{version="1"} 1
         let found = panel("rate(wire_bytes_total[5m])", "{{rout}}").unwrap();
         let missing = check(&found, &[EXPOSITION]).unwrap_err();
         assert_eq!(missing[0].label.as_deref(), Some("rout"));
+    }
+
+    #[test]
+    fn a_metric_that_nobody_shows_is_named() {
+        let found = panel("sum(flows) + count(build_info)", "").unwrap();
+        assert_eq!(unread(&found, &[EXPOSITION]), ["duration_seconds", "quiet"]);
     }
 
     #[test]

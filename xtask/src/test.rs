@@ -41,6 +41,17 @@ pub fn run(skip_demo: bool) -> Result<()> {
         cargo(&["fmt", "--check", "--manifest-path", FLOW_TC])
     })?;
     step("committed BPF object", ebpf::check_not_stale)?;
+    step("alert rules", || {
+        let rules = host::workspace_root().join("dashboards/prometheus");
+        for arguments in [
+            ["check", "config", "prometheus.yml"],
+            ["check", "rules", "rules.yml"],
+            ["test", "rules", "rules_test.yml"],
+        ] {
+            host::run(Command::new("promtool").args(arguments).current_dir(&rules))?;
+        }
+        Ok(())
+    })?;
     step("clippy", || {
         cargo(&[
             "clippy",
