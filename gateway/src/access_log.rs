@@ -87,8 +87,9 @@ pub struct Leg {
     pub connection: Arc<Connection>,
     /// The request's ranges.
     pub tickets: Vec<RangeTicket>,
-    /// Payload bytes the request wrote; None when not known (HTTP/2).
-    pub sent_payload: Option<u64>,
+    /// Stream offset up to which had been written when the request ended; None when not known
+    /// (HTTP/2).
+    pub written: Option<u64>,
     /// Wire bytes received for it.
     pub received_wire_bytes: u64,
     /// Exact, or estimated on HTTP/2.
@@ -227,17 +228,19 @@ impl Entry {
 impl Leg {
     /// True when the kernel has sent every payload byte once.
     fn settled(&self) -> bool {
-        let Some(expected) = self.sent_payload else {
-            return self.quality == Quality::Estimated;
+        let Some((ticket, written)) = self.tickets.first().copied().zip(self.written) else {
+            return true;
         };
-        let sent = |ticket| {
-            self.connection
-                .read(ticket)
-                .map(|range| range.first_payload_bytes)
-        };
-        let sent: Option<u64> = self.tickets.iter().map(|ticket| sent(*ticket)).sum();
+        // A pooled connection may have gone to the next request before this one had ended.
+        let end = self
+            .connection
+            .end_of(ticket)
+            .map_or(written, |end| end.min(written));
+        let expected = end.saturating_sub(ticket.offset);
         // An overwritten range will not get better by waiting.
-        sent.is_none_or(|sent| sent >= expected)
+        self.connection
+            .read(ticket)
+            .is_none_or(|range| range.first_payload_bytes >= expected)
     }
 
     fn wire(&self) -> Wire {

@@ -133,6 +133,14 @@ fn answer(status: u16, content_type: &str, body: String) -> Response<Vec<u8>> {
         header::CONTENT_LENGTH,
         header::HeaderValue::from(body.len()),
     );
+    // The page is one file and talks to nobody but this port.
+    headers.insert(
+        header::CONTENT_SECURITY_POLICY,
+        header::HeaderValue::from_static(
+            "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
+             connect-src 'self'; img-src data:",
+        ),
+    );
     if let Ok(value) = header::HeaderValue::from_str(content_type) {
         headers.insert(header::CONTENT_TYPE, value);
     }

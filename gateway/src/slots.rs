@@ -436,6 +436,20 @@ impl Connection {
         }
     }
 
+    /// Where a range ends because another one begins; None while it is the newest, or when the
+    /// next one has been overwritten.
+    #[must_use]
+    pub fn end_of(&self, ticket: RangeTicket) -> Option<u64> {
+        let slot = self.slot();
+        let next = ticket.sequence + 1;
+        // SAFETY: as above.
+        unsafe {
+            let head = (&raw const (*slot).head).read_volatile();
+            let known = head > next && head <= next + RANGES as u64;
+            known.then(|| (&raw const (*slot).ranges[ring_index(next)].offset).read_volatile())
+        }
+    }
+
     /// Stream offset of the next byte to be written: what has been written so far.
     ///
     /// # Errors

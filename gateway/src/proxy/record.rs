@@ -253,11 +253,9 @@ impl Leg {
             .meter
             .post_claim(owners.unclaimed, owners.overhead, handshake);
         LoggedLeg {
-            sent_payload: self
-                .tickets
-                .first()
-                .filter(|_| self.quality == Quality::Exact)
-                .and_then(|ticket| Some(connection.written().ok()?.saturating_sub(ticket.offset))),
+            written: (self.quality == Quality::Exact)
+                .then(|| connection.written().ok())
+                .flatten(),
             srtt_us: connection.srtt_us(),
             received_wire_bytes: received,
             quality: self.quality,

@@ -89,4 +89,9 @@ fn every_panel_and_rule_asks_for_metrics_that_exist() {
         let lines: Vec<String> = missing.iter().map(ToString::to_string).collect();
         panic!("{}", lines.join("\n"));
     }
+    let unread = dashboards::unread(&expressions, &[&gateway, &orders]);
+    assert!(
+        unread.is_empty(),
+        "exposed, and on no panel and in no rule: {unread:?}"
+    );
 }

@@ -50,11 +50,15 @@ fn where_it_is_required_it_refuses_and_names_the_fix() {
     let site = Site::start("dr", &Setup::default());
     let text = std::fs::read_to_string(site.config()).unwrap();
     let other = site.directory.path().join("other.toml");
-    std::fs::write(
-        &other,
-        text.replace("edge0", "edge9").replace("9901", "9902"),
-    )
-    .unwrap();
+    let changed = text
+        .replace("edge0", "edge9")
+        .replace("9901", "9902")
+        .replace("\"state\"", "\"other-state\"")
+        .replace(
+            "/sys/fs/bpf/edgemeter-test-",
+            "/sys/fs/bpf/edgemeter-test-other-",
+        );
+    std::fs::write(&other, changed).unwrap();
     let mut edgemeter = site
         .hosts
         .gateway
@@ -65,6 +69,15 @@ fn where_it_is_required_it_refuses_and_names_the_fix() {
         .arg(&other)
         .output()
         .unwrap();
+    for entry in std::fs::read_dir("/sys/fs/bpf").unwrap().flatten() {
+        if entry
+            .file_name()
+            .to_string_lossy()
+            .starts_with("edgemeter-test-other-")
+        {
+            std::fs::remove_dir_all(entry.path()).unwrap();
+        }
+    }
     assert!(!output.status.success());
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(

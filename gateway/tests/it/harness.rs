@@ -233,6 +233,19 @@ impl Site {
         }
     }
 
+    /// The access log, once it has as many lines.
+    pub fn access_log(&self, lines: usize) -> String {
+        let started = Instant::now();
+        loop {
+            let path = self.directory.path().join("access.jsonl");
+            let text = std::fs::read_to_string(path).unwrap_or_default();
+            if text.lines().count() >= lines || started.elapsed() > DEADLINE {
+                return text;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// What the ledger on disk holds, by owner.
     pub fn ledger(&self) -> (Balances, BTreeMap<OwnerId, Owner>) {
         let ledger = Ledger::open(&self.directory.path().join("state")).unwrap();

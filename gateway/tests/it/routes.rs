@@ -159,7 +159,7 @@ fn access_log_against_ledger(name: &str, tls: bool) {
     let plan = site.plan(GATEWAY_TO_CLIENT.v4.into(), tls, Protocol::Http1, 60);
     load::run(&site.hosts.client, &plan).unwrap();
     site.quiet();
-    let log = std::fs::read_to_string(site.directory.path().join("access.jsonl")).unwrap();
+    let log = site.access_log(60);
     let (mut lines, mut sent, mut received) = (0, 0, 0);
     for line in log.lines() {
         let line: serde_json::Value = serde_json::from_str(line).unwrap();
