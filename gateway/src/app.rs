@@ -114,11 +114,12 @@ pub fn run(config: Config) -> anyhow::Result<()> {
 
     if let Some(collector) = collector {
         collector.stop();
+        log::info!("posted; the kernel keeps counting until `edgemeter detach`");
     }
     if let Some(log) = &shared.access_log {
         log.close();
     }
-    log::info!("stopped; the kernel keeps counting until `edgemeter detach`");
+    log::info!("stopped");
     Ok(())
 }
 
