@@ -7,6 +7,7 @@
 
 mod dashboards;
 mod degraded;
+mod differential;
 mod harness;
 mod kernel;
 mod origin;
