@@ -144,7 +144,6 @@ impl ProxyHttp for Gateway {
                 "every peer was tried",
             ));
         };
-        record.tried.push(peer.index);
         record.current = Some((index, peer));
         let mut http_peer = HttpPeer::new(peer.address, false, String::new());
         let options = &mut http_peer.options;
@@ -212,6 +211,8 @@ impl ProxyHttp for Gateway {
             self.shared.pools[index.0].report(peer.index, Outcome::ConnectFailed, Instant::now());
             let upstream = &self.shared.config.upstreams[index.0];
             self.shared.metrics.connect_failure(index);
+            // Only now: a pooled connection that turned out stale may go to the same peer again.
+            record.tried.push(peer.index);
             // Nothing was sent: any method may try the next peer.
             if record.tried.len() <= upstream.retries && record.tried.len() < upstream.peers.len() {
                 error.set_retry(true);
@@ -228,14 +229,16 @@ impl ProxyHttp for Gateway {
     ) -> Result<()> {
         if let Some(address) = session.client_addr().and_then(|address| address.as_inet()) {
             let mut chain = String::new();
-            if let Some(before) = request.headers.get(&X_FORWARDED_FOR)
-                && let Ok(before) = before.to_str()
-            {
-                chain = format!("{before}, ");
+            // Every line of it: a proxy before us may have added its own.
+            for before in request.headers.get_all(&X_FORWARDED_FOR) {
+                if let Ok(before) = before.to_str() {
+                    chain = format!("{chain}{before}, ");
+                }
             }
             chain.push_str(&address.ip().to_string());
             request.insert_header(X_FORWARDED_FOR.clone(), chain)?;
         }
+        request.remove_header(&X_FORWARDED_HOST);
         let tls = self.shared.config.listeners[self.listener.0].tls.is_some();
         request.insert_header(
             X_FORWARDED_PROTO.clone(),
@@ -288,6 +291,10 @@ impl ProxyHttp for Gateway {
         record: &mut RequestRecord,
     ) -> Result<()> {
         record.status = response.status.as_u16();
+        if response.status == http::StatusCode::SWITCHING_PROTOCOLS {
+            // The request had ended; what the client sends through the tunnel is its own again.
+            record.resume_client();
+        }
         record.take_turn();
         Ok(())
     }
@@ -408,8 +415,12 @@ async fn problem(
     header.insert_header(header::CONTENT_TYPE, "application/problem+json")?;
     header.insert_header(header::CONTENT_LENGTH, body.len())?;
     record.status = status;
-    record.response_body += PayloadBytes(body.len() as u64);
     record.take_turn();
+    if session.req_header().method == http::Method::HEAD {
+        // The header as GET would have it, and no body: HTTP/2 would call one an error.
+        return session.write_response_header(Box::new(header), true).await;
+    }
+    record.response_body += PayloadBytes(body.len() as u64);
     session
         .write_response_header(Box::new(header), false)
         .await?;

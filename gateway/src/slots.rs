@@ -95,6 +95,7 @@ pub struct Connection {
     slots: Arc<Slots>,
     index: u32,
     fd: RawFd,
+    active: bool,
     /// What had been received before the slot was given; part of the slot's counters once bound.
     unbound: Claimed,
     state: Mutex<State>,
@@ -212,6 +213,7 @@ impl Slots {
             unbound,
             index,
             fd,
+            active: opening.active,
             overhead: opening.overhead,
             state: Mutex::new(State {
                 claimed: Claimed::default(),
@@ -296,7 +298,7 @@ impl Connection {
     /// not tell the stream offset (the socket is gone).
     pub fn begin_sending(&self, owner: OwnerId) -> Option<RangeTicket> {
         let mut state = self.state();
-        let offset = stream_offset(self.fd).ok()?;
+        let offset = stream_offset(self.fd, self.active).ok()?;
         let slot = self.slot();
         // SAFETY: ours; `head` and the user fields of the ring are written under `state` only.
         unsafe {
@@ -455,7 +457,7 @@ impl Connection {
     /// # Errors
     /// The socket is gone.
     pub fn written(&self) -> io::Result<u64> {
-        stream_offset(self.fd)
+        stream_offset(self.fd, self.active)
     }
 
     /// Owner of bytes no request owns.
@@ -533,19 +535,42 @@ impl Drop for Memory {
     }
 }
 
-/// Payload bytes written to a TCP socket so far: first transmissions plus what waits in the send
-/// queue. One system call, taken under the socket's lock, so the terms belong together.
-fn stream_offset(fd: RawFd) -> io::Result<u64> {
-    /// The head of `struct tcp_info` (linux/tcp.h) up to the last field used.
+/// Payload bytes written to a TCP socket so far: what the peer has acknowledged plus what has not
+/// been acknowledged yet. The program counts the same way (`bytes_acked + seq − snd_una`), so a
+/// segment dropped on this host and sent again as new moves neither; `bytes_sent` would drift.
+///
+/// Two calls, between which an acknowledgement may come: repeated until none did. Nobody else
+/// writes meanwhile, so the sum is then the offset.
+fn stream_offset(fd: RawFd, active: bool) -> io::Result<u64> {
+    /// More acknowledgements than this in a row only on a socket that somebody else writes to.
+    const TRIES: usize = 64;
+    let mut acked = bytes_acked(fd)?;
+    for _ in 0..TRIES {
+        let mut unacknowledged: libc::c_int = 0;
+        // SAFETY: SIOCOUTQ (the name TIOCOUTQ has for sockets) writes one int.
+        if unsafe { libc::ioctl(fd, libc::TIOCOUTQ, &raw mut unacknowledged) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let again = bytes_acked(fd)?;
+        if again == acked {
+            // The SYN of a connection the host opened is acknowledged too.
+            let written = acked + u64::from(unacknowledged.unsigned_abs());
+            return Ok(written.saturating_sub(u64::from(active)));
+        }
+        acked = again;
+    }
+    Err(io::Error::other("the socket does not hold still"))
+}
+
+/// `tcpi_bytes_acked`.
+fn bytes_acked(fd: RawFd) -> io::Result<u64> {
+    /// The head of `struct tcp_info` (linux/tcp.h) up to the field used.
     #[repr(C)]
     struct TcpInfo {
-        before_notsent: [u8; 144],
-        notsent_bytes: u32,
-        between: [u8; 52],
-        bytes_sent: u64,
-        bytes_retrans: u64,
+        before: [u64; 15],
+        bytes_acked: u64,
     }
-    const _: () = assert!(std::mem::offset_of!(TcpInfo, bytes_sent) == 200);
+    const _: () = assert!(std::mem::offset_of!(TcpInfo, bytes_acked) == 120);
     let mut info = std::mem::MaybeUninit::<TcpInfo>::zeroed();
     let mut len = libc::socklen_t::try_from(size_of::<TcpInfo>()).unwrap_or(0);
     // SAFETY: the kernel writes at most `len` bytes of plain data.
@@ -562,8 +587,7 @@ fn stream_offset(fd: RawFd) -> io::Result<u64> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: zeroed before, plain data.
-    let info = unsafe { info.assume_init() };
-    Ok((info.bytes_sent + u64::from(info.notsent_bytes)).saturating_sub(info.bytes_retrans))
+    Ok(unsafe { info.assume_init() }.bytes_acked)
 }
 
 /// `union bpf_attr`, the element arm.

@@ -114,6 +114,18 @@ impl RequestRecord {
         }
     }
 
+    /// A tunnel begins: what the client sends is the request's once more.
+    pub(super) fn resume_client(&mut self) {
+        if let Some(leg) = &mut self.client {
+            leg.received = None;
+            let claimed = leg.tracked.connection.claim(leg.owner);
+            leg.claimed_bytes += claimed.bytes;
+            self.shared
+                .meter
+                .post_claim(leg.tracked.owners.unclaimed, leg.owner, claimed);
+        }
+    }
+
     fn finish(&mut self) {
         let Some(request) = self.request.take() else {
             return;
@@ -162,7 +174,7 @@ impl RequestRecord {
                 response_body: self.response_body,
                 outcome: Outcome {
                     error: self.error.take(),
-                    attempts: self.tried.len(),
+                    attempts: self.tried.len() + attempts.len(),
                 },
                 client,
                 upstreams: attempts,
