@@ -153,6 +153,13 @@ impl Kernel {
     /// # Errors
     /// An interface could not be observed; those before it stay attached.
     pub fn attach(&mut self, interfaces: &[String], mode: AttachMode) -> Result<(), KernelError> {
+        if let Some(pins) = &self.pins {
+            pins.keep_links(interfaces)
+                .map_err(|source| pins::PinError::Io {
+                    path: pins.root().to_owned(),
+                    source,
+                })?;
+        }
         for interface in interfaces {
             // The cells first: the programs do not make them.
             self.maps.make_cells(attach::ifindex(interface)?)?;

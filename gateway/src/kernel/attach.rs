@@ -94,6 +94,17 @@ pub(super) fn attach(
     pins: Option<&PinDirectory>,
 ) -> Result<Vec<AttachedLink>, KernelError> {
     let index = ifindex(interface)?;
+    // What an earlier run under another `attach` left would count every frame a second time.
+    match mode {
+        AttachMode::Clsact => {
+            for direction in ["ingress", "egress"] {
+                if let Some(pins) = pins {
+                    let _ = std::fs::remove_file(pins.link(interface, direction));
+                }
+            }
+        }
+        AttachMode::Tcx | AttachMode::Auto => remove_clsact(interface),
+    }
     let mut links = Vec::new();
     for (program, direction, attach_type) in [
         (name::INGRESS, "ingress", TcAttachType::Ingress),

@@ -212,6 +212,26 @@ impl PinDirectory {
         Ok(notices)
     }
 
+    /// Removes the links of interfaces that are not observed any more: they would go on counting
+    /// into the same accounts.
+    ///
+    /// # Errors
+    /// The directory cannot be read or changed.
+    pub fn keep_links(&self, interfaces: &[String]) -> io::Result<()> {
+        let wanted: Vec<PathBuf> = interfaces
+            .iter()
+            .flat_map(|name| ["ingress", "egress"].map(|direction| self.link(name, direction)))
+            .collect();
+        for entry in fs::read_dir(self.root.join("links"))? {
+            let path = entry?.path();
+            if !wanted.contains(&path) {
+                log::info!("{}: not observed any more, detached", path.display());
+                fs::remove_file(path)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Removes every pin: programs detach when their last link goes, maps when the last process
     /// closes them.
     ///

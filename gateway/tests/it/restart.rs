@@ -158,3 +158,37 @@ fn a_second_gateway_on_the_same_ledger_or_pins_is_refused() {
         "the programs must not be taken off a running gateway: {said}"
     );
 }
+
+#[test]
+fn another_way_to_attach_does_not_count_twice() {
+    let mut site = Site::start(
+        "ka",
+        &Setup {
+            attach: "clsact",
+            ..Setup::default()
+        },
+    );
+    let captures = site.captures();
+    let plan = site.plan(GATEWAY_TO_CLIENT.v4.into(), false, Protocol::Http1, 12);
+    for attach in ["tcx", "clsact", "auto"] {
+        load::run(&site.hosts.client, &plan).unwrap();
+        site.quiet();
+        site.end(libc::SIGTERM);
+        // Let the last segments pass: changing the mechanism leaves a moment uncounted.
+        std::thread::sleep(Duration::from_millis(300));
+        let text = std::fs::read_to_string(site.config()).unwrap();
+        let line = text
+            .lines()
+            .find(|line| line.starts_with("attach"))
+            .unwrap()
+            .to_owned();
+        let text = text.replace(&line, &format!("attach = \"{attach}\""));
+        std::fs::write(site.config(), text).unwrap();
+        site.launch();
+    }
+    load::run(&site.hosts.client, &plan).unwrap();
+    site.quiet();
+    let captures = captures.map(|capture| capture.stop().unwrap());
+    let (balances, _) = site.ledger();
+    assert_equal_to_far_ends(&balances, captures);
+}
