@@ -190,7 +190,9 @@ pub struct Listener {
     pub name: Name,
     /// Port 0 lets the kernel choose.
     pub address: SocketAddr,
-    /// h2c on a plain listener, ALPN h2 on a TLS one.
+    /// ALPN h2 on a TLS listener (the default there), h2c on a plain one. A plain listener with
+    /// h2c waits for 24 bytes before it answers: a shorter HTTP/1.0 request, or a client that
+    /// sends nothing, waits for ever.
     pub http2: bool,
     /// Absent on a plain listener.
     pub tls: Option<Tls>,

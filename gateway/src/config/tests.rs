@@ -204,7 +204,7 @@ fn what_is_left_out_has_its_documented_default() {
     assert_eq!(config.gateway.grace, Duration::from_secs(10));
     assert_eq!(config.admin.listen.to_string(), "127.0.0.1:9901");
     assert!(config.observe.is_none() && config.access_log.is_none() && config.prices.is_none());
-    assert!(config.listeners[0].http2 && config.listeners[0].tls.is_none());
+    assert!(!config.listeners[0].http2 && config.listeners[0].tls.is_none());
     let upstream = &config.upstreams[0];
     assert!(!upstream.http2);
     assert_eq!(upstream.connect_timeout, Duration::from_secs(1));

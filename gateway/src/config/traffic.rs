@@ -79,7 +79,8 @@ impl Checker<'_> {
                 Some(Listener {
                     name: name?,
                     address: address?,
-                    http2: raw.http2.unwrap_or(true),
+                    // On plain text it means waiting for 24 bytes of preface, without a limit.
+                    http2: raw.http2.unwrap_or(raw.tls.is_some()),
                     tls: tls?,
                 })
             })

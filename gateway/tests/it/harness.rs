@@ -351,6 +351,7 @@ path = "access.jsonl"
 [[listeners]]
 name = "plain"
 address = "[::]:{PLAIN}"
+http2 = true
 [[listeners]]
 name = "tls"
 address = "[::]:{TLS}"
