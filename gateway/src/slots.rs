@@ -1,7 +1,7 @@
 //! The slots: memory the gateway and the TC programs share, one slot per TCP connection.
 //!
-//! Here the gateway says whose bytes follow ([`Connection::begin_sending`], one `TCP_INFO` call
-//! and a store) and whose bytes come ([`Connection::claim`], a store), and reads back what the
+//! Here the gateway says whose bytes follow ([`Connection::begin_sending`]: ask the socket for its
+//! stream offset, then a store) and whose bytes come ([`Connection::claim`], a store), and reads back what the
 //! wire did with them. Layouts and the kernel's side: [`flow_abi::slot`].
 
 use std::{
