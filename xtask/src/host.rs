@@ -47,6 +47,14 @@ impl Tool {
     pub const PROMETHEUS: Self = Self::program("prometheus", &["prometheus"]);
     /// Checks a scrape and the rules; ships with Prometheus.
     pub const PROMTOOL: Self = Self::program("promtool", &["prometheus"]);
+    /// The database server; Debian keeps its programs off PATH and also starts it as a service.
+    pub const POSTGRES: Self = Self {
+        name: "PostgreSQL",
+        packages: &["postgresql", "postgresql-client"],
+        present: Presence::Check(|| crate::server::postgres_directory().is_some()),
+    };
+    /// Keys and scripts in memory, with its client.
+    pub const REDIS: Self = Self::program("redis-server", &["redis-server", "redis-tools"]);
     /// C compiler that crates with bundled C code build with.
     pub const CC: Self = Self::program("cc", &["gcc", "libc6-dev"]);
     /// LLVM 22: bpf-linker links with it, and `llvm-strip` comes from it.

@@ -6,6 +6,7 @@
 //! - [`capture`]: what the far end of a cable really received: the ground truth.
 //! - [`load`], [`certificate`], [`exposition`]: clients that check every answer, and the metrics
 //!   page read back.
+//! - [`server`]: PostgreSQL and Redis of one's own.
 //! - [`dashboards`]: what the panels and rules ask for.
 //!
 //! The rest are commands: [`ebpf`] builds and checks the committed BPF object, [`test`] is what
@@ -24,4 +25,5 @@ pub mod exposition;
 pub mod host;
 pub mod load;
 pub mod netns;
+pub mod server;
 pub mod test;

@@ -15,7 +15,7 @@ const DEMO_SECONDS: u64 = 5;
 
 /// Programs that a test of ours starts. What builds the BPF object is found, or installed,
 /// where it is built.
-const TOOLS: [Tool; 9] = [
+const TOOLS: [Tool; 11] = [
     Tool::CC,
     Tool::IP,
     Tool::TC,
@@ -25,6 +25,8 @@ const TOOLS: [Tool; 9] = [
     Tool::NSENTER,
     Tool::NFT,
     Tool::PROMTOOL,
+    Tool::POSTGRES,
+    Tool::REDIS,
 ];
 
 /// Runs the steps and stops at the first that fails.
