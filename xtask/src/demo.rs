@@ -44,7 +44,14 @@ pub fn run(options: Options) -> Result<()> {
         println!("nothing of an earlier demo is left");
         return Ok(());
     }
-    host::need(&[Tool::CC, Tool::IP, Tool::ETHTOOL, Tool::TCPDUMP, Tool::NFT])?;
+    host::need(&[
+        Tool::CC,
+        Tool::CMAKE,
+        Tool::IP,
+        Tool::ETHTOOL,
+        Tool::TCPDUMP,
+        Tool::NFT,
+    ])?;
     host::mount_bpffs()?;
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [libc::SIGINT, libc::SIGTERM] {

@@ -57,6 +57,22 @@ impl Tool {
     pub const REDIS: Self = Self::program("redis-server", &["redis-server", "redis-tools"]);
     /// C compiler that crates with bundled C code build with.
     pub const CC: Self = Self::program("cc", &["gcc", "libc6-dev"]);
+    /// Configures the C of a compression library that the gateway's build brings with it.
+    pub const CMAKE: Self = Self::program("cmake", &["cmake"]);
+    /// The proxy that ratios are relative to.
+    pub const NGINX: Self = Self::program("nginx", &["nginx-light"]);
+    /// A peer.
+    pub const HAPROXY: Self = Self::program("haproxy", &["haproxy"]);
+    /// HTTP/1.1 load.
+    pub const WRK: Self = Self::program("wrk", &["wrk"]);
+    /// HTTP/2 load.
+    pub const H2LOAD: Self = Self::program("h2load", &["nghttp2-client"]);
+    /// Virtual environments for tools from PyPI.
+    pub const PYTHON_VENV: Self = Self {
+        name: "python3 with venv",
+        packages: &["python3", "python3-venv"],
+        present: Presence::Check(has_python_venv),
+    };
     /// LLVM 22: bpf-linker links with it, and `llvm-strip` comes from it.
     pub const LLVM_22: Self = Self {
         name: "LLVM 22 development files",
@@ -264,6 +280,11 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
 pub fn is_root() -> bool {
     // SAFETY: geteuid reads the process's credentials and cannot fail.
     unsafe { libc::geteuid() == 0 }
+}
+
+/// Debian's python3 comes without what makes an environment.
+fn has_python_venv() -> bool {
+    output(Command::new("python3").args(["-c", "import ensurepip, venv"])).is_ok()
 }
 
 fn is_debian() -> bool {

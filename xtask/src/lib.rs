@@ -10,11 +10,13 @@
 //! - [`dashboards`]: what the panels and rules ask for.
 //!
 //! The rest are commands: [`ebpf`] builds and checks the committed BPF object, [`test`] is what
-//! CI runs, [`dev`] rebuilds and restarts while you edit, [`demo`] shows the product working.
+//! CI runs, [`dev`] rebuilds and restarts while you edit, [`demo`] shows the product working,
+//! [`bench`] measures it beside its peers. [`python`] brings tools that live on PyPI.
 //!
 //! Nothing here is skipped for lack of a privilege or a tool: it is installed, or the command
 //! fails and says what is missing. A test that did not run has not passed.
 
+pub mod bench;
 pub mod capture;
 pub mod certificate;
 pub mod dashboards;
@@ -25,5 +27,6 @@ pub mod exposition;
 pub mod host;
 pub mod load;
 pub mod netns;
+pub mod python;
 pub mod server;
 pub mod test;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{demo, dev, ebpf, test};
+use xtask::{bench, demo, dev, ebpf, test};
 
 /// Everything a contributor runs.
 #[derive(Debug, Parser)]
@@ -39,6 +39,12 @@ enum Command {
         /// The gateway's configuration file.
         #[arg(long)]
         config: PathBuf,
+    },
+    /// Measure against peers, in one run; needs root and a quiet machine.
+    Bench {
+        /// What to measure.
+        #[command(subcommand)]
+        what: bench::Bench,
     },
     /// Build the committed BPF object, or prove that it matches its sources.
     BuildEbpf {
@@ -75,6 +81,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             clean,
         }),
         Command::Dev { config } => dev::run(&config),
+        Command::Bench { what } => bench::run(&what),
         Command::BuildEbpf {
             check: true,
             toolchain,

@@ -15,8 +15,9 @@ const DEMO_SECONDS: u64 = 5;
 
 /// Programs that a test of ours starts. What builds the BPF object is found, or installed,
 /// where it is built.
-const TOOLS: [Tool; 11] = [
+const TOOLS: &[Tool] = &[
     Tool::CC,
+    Tool::CMAKE,
     Tool::IP,
     Tool::TC,
     Tool::ETHTOOL,
@@ -36,7 +37,7 @@ const TOOLS: [Tool; 11] = [
 pub fn run(skip_demo: bool) -> Result<()> {
     let started = Instant::now();
     step("root", || host::require_root("cargo xtask test"))?;
-    step("tools", || host::need(&TOOLS))?;
+    step("tools", || host::need(TOOLS))?;
     step("bpffs", host::mount_bpffs)?;
     step("format", || cargo(&["fmt", "--all", "--check"]))?;
     step("format of flow-tc", || {

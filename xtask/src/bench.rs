@@ -1,0 +1,66 @@
+//! `cargo xtask bench`: peers side by side in one run, reported as ratios.
+//!
+//! A bench is run and read by a person. It asserts that every answer was right, never how long
+//! one took: timings belong to the machine and the hour.
+
+mod accounting;
+mod edgemeter;
+mod load;
+mod peers;
+mod proxy;
+mod site;
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use clap::Subcommand;
+
+use crate::host;
+
+/// What to measure.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Bench {
+    /// nginx, HAProxy, Envoy and edgemeter on the same work: CPU a request, latency, memory an
+    /// idle connection, start time.
+    Proxy(proxy::Options),
+}
+
+/// Runs one bench.
+///
+/// # Errors
+/// Something it needs is missing, a peer does not start, or an answer was wrong.
+pub fn run(bench: &Bench) -> Result<()> {
+    match bench {
+        Bench::Proxy(options) => proxy::run(options),
+    }
+}
+
+/// Where results are left, for the README and the docs.
+fn results(name: &str, text: &str) -> Result<PathBuf> {
+    let directory = host::target_directory().join("bench");
+    std::fs::create_dir_all(&directory).context("making target/bench")?;
+    let path = directory.join(name);
+    std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+    Ok(path)
+}
+
+/// One line on the machine and the hour: a figure without them means nothing.
+fn machine() -> String {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let cpus = read("/proc/cpuinfo");
+    let model = cpus
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
+        .map_or("unknown processor", |(_, name)| name);
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let kernel = read("/proc/sys/kernel/osrelease");
+    let load = read("/proc/loadavg");
+    let date =
+        host::output(std::process::Command::new("date").arg("+%Y-%m-%d %H:%M")).unwrap_or_default();
+    format!(
+        "{cores} cores of {model}, Linux {}, {}, load before the run {}",
+        kernel.trim(),
+        date.trim(),
+        load.split(' ').next().unwrap_or("unknown"),
+    )
+}

@@ -1,0 +1,303 @@
+//! `cargo xtask bench proxy`: the same work through every peer, in alternated rounds.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+
+use super::peers::Peer;
+use super::site::Site;
+use super::{accounting, edgemeter, load, machine, results};
+use crate::host::{self, Tool};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+const IDLE_PLAIN: u32 = 2000;
+const IDLE_TLS: u32 = 500;
+
+/// How thorough.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// Five longer rounds instead of three short ones (25 minutes instead of 5).
+    #[arg(long)]
+    full: bool,
+    /// Only the cases whose name contains this.
+    #[arg(long)]
+    only: Option<String>,
+}
+
+/// One kind of work.
+struct Case {
+    name: &'static str,
+    run: fn(&Site, u64) -> Result<load::Outcome>,
+}
+
+const CASES: [Case; 9] = [
+    Case {
+        name: "1 KiB, HTTP/1.1, 64 connections",
+        run: |site, seconds| load::wrk(site, false, "1k", 64, seconds),
+    },
+    Case {
+        name: "64 KiB",
+        run: |site, seconds| load::wrk(site, false, "64k", 64, seconds),
+    },
+    Case {
+        name: "1 MiB",
+        run: |site, seconds| load::wrk(site, false, "1m", 16, seconds),
+    },
+    Case {
+        name: "TLS 1.3, 1 KiB",
+        run: |site, seconds| load::wrk(site, true, "1k", 64, seconds),
+    },
+    Case {
+        name: "TLS 1.3, 1 MiB",
+        run: |site, seconds| load::wrk(site, true, "1m", 16, seconds),
+    },
+    Case {
+        name: "new connection, 1 GET",
+        run: |site, seconds| load::fresh_connections(site, false, 32, seconds),
+    },
+    Case {
+        name: "new TLS connection, 1 GET",
+        run: |site, seconds| load::fresh_connections(site, true, 16, seconds),
+    },
+    Case {
+        name: "h2c, 8x32 streams, 1 KiB",
+        run: |site, seconds| load::h2load(site, false, "1k", seconds),
+    },
+    Case {
+        name: "h2 over TLS, 8x32 streams, 1 KiB",
+        run: |site, seconds| load::h2load(site, true, "1k", seconds),
+    },
+];
+
+const PEERS: [Peer; 7] = [
+    Peer::Nginx,
+    Peer::NginxBigBuffers,
+    Peer::Haproxy,
+    Peer::HaproxyBigBuffers,
+    Peer::Envoy,
+    Peer::Edgemeter,
+    Peer::EdgemeterBare,
+];
+
+/// One peer on one case in one round.
+#[derive(Clone, Copy, Debug)]
+struct Sample {
+    /// The proxy's own CPU time a request, nanoseconds.
+    cpu_ns: u64,
+    /// All processors' busy time a request: client, proxy, origin and the kernel between them.
+    machine_ns: u64,
+    outcome: load::Outcome,
+}
+
+/// What does not depend on a case.
+#[derive(Clone, Copy, Debug)]
+struct Standing {
+    start: Duration,
+    idle_plain_bytes: u64,
+    idle_tls_bytes: u64,
+}
+
+/// Runs it all and prints the tables.
+///
+/// # Errors
+/// A peer is missing or does not start, or an answer was wrong.
+pub(super) fn run(options: &Options) -> Result<()> {
+    host::require_root("cargo xtask bench proxy")?;
+    host::need(&[
+        Tool::CC,
+        Tool::CMAKE,
+        Tool::IP,
+        Tool::TC,
+        Tool::ETHTOOL,
+        Tool::NGINX,
+        Tool::HAPROXY,
+        Tool::WRK,
+        Tool::H2LOAD,
+    ])?;
+    host::mount_bpffs()?;
+    edgemeter::build()?;
+    let (rounds, seconds) = if options.full { (5, 5) } else { (3, 1) };
+    let cases: Vec<&Case> = CASES
+        .iter()
+        .filter(|case| {
+            options
+                .only
+                .as_ref()
+                .is_none_or(|only| case.name.contains(only))
+        })
+        .collect();
+    let heading = format!("{}; {rounds} rounds of {seconds} s", machine());
+    println!("{heading}\n");
+    let site = Site::start()?;
+    let mut samples: BTreeMap<(usize, usize), Vec<Sample>> = BTreeMap::new();
+    let mut standing: Vec<Vec<Standing>> = vec![Vec::new(); PEERS.len()];
+    for round in 0..rounds {
+        for (peer_index, peer) in PEERS.iter().enumerate() {
+            let spawned = Instant::now();
+            let process = peer.start(&site)?;
+            let outcome = measure(&site, &process, spawned, &cases, seconds);
+            let (of_cases, stands) =
+                outcome.with_context(|| format!("{}: {}", peer.name(), process.last_words()))?;
+            standing[peer_index].push(stands);
+            for (case_index, sample) in of_cases.into_iter().enumerate() {
+                samples
+                    .entry((case_index, peer_index))
+                    .or_default()
+                    .push(sample);
+            }
+            drop(process);
+            edgemeter::detach();
+            println!("round {} of {rounds}: {}", round + 1, peer.name());
+        }
+    }
+    let text = render(&heading, &cases, &samples, &standing)?;
+    println!("\n{text}");
+    println!("written to {}", results("proxy.md", &text)?.display());
+    Ok(())
+}
+
+fn measure(
+    site: &Site,
+    process: &super::site::Process,
+    spawned: Instant,
+    cases: &[&Case],
+    seconds: u64,
+) -> Result<(Vec<Sample>, Standing)> {
+    let start = load::first_answer(site, spawned, PATIENCE).context("it does not answer")?;
+    let pid = process.pid();
+    let mut samples = Vec::new();
+    for case in cases {
+        // Connections to the origin exist and code is paged in.
+        (case.run)(site, 1).with_context(|| format!("{}, warming up", case.name))?;
+        let before = (accounting::cpu_ns(pid)?, accounting::machine_ns()?);
+        let outcome = (case.run)(site, seconds).context(case.name)?;
+        let after = (accounting::cpu_ns(pid)?, accounting::machine_ns()?);
+        samples.push(Sample {
+            cpu_ns: (after.0 - before.0) / outcome.requests,
+            machine_ns: (after.1 - before.1) / outcome.requests,
+            outcome,
+        });
+    }
+    let idle = |tls, count: u32| -> Result<u64> {
+        let before = accounting::resident_kib(pid);
+        let during = load::while_idle(site, tls, count, || accounting::resident_kib(pid))?;
+        Ok(during.saturating_sub(before) * 1024 / u64::from(count))
+    };
+    Ok((
+        samples,
+        Standing {
+            start,
+            idle_plain_bytes: idle(false, IDLE_PLAIN)?,
+            idle_tls_bytes: idle(true, IDLE_TLS)?,
+        },
+    ))
+}
+
+fn render(
+    heading: &str,
+    cases: &[&Case],
+    samples: &BTreeMap<(usize, usize), Vec<Sample>>,
+    standing: &[Vec<Standing>],
+) -> Result<String> {
+    let mut text = format!("{heading}\n\n");
+    for (number, peer) in PEERS.iter().enumerate() {
+        let separator = if number == 0 { "" } else { ", " };
+        write!(text, "{separator}{} {}", peer.name(), peer.version()?)?;
+    }
+    let names = PEERS.map(Peer::name).join(" | ");
+    let rule = "-|".repeat(PEERS.len() + 1);
+    let of = |case: usize, peer: usize, value: fn(&Sample) -> u64| -> Vec<u64> {
+        samples[&(case, peer)].iter().map(value).collect()
+    };
+    write!(
+        text,
+        "\n\nCPU of the proxy a request, medians of per-round ratios to nginx (nginx: µs)\n\n\
+         | work | {names} |\n|{rule}\n"
+    )?;
+    for (index, case) in cases.iter().enumerate() {
+        write!(text, "| {} |", case.name)?;
+        let base = of(index, 0, |sample| sample.cpu_ns);
+        write!(text, " {} µs |", thousandths(median(base.clone())))?;
+        for peer in 1..PEERS.len() {
+            let ratios = of(index, peer, |sample| sample.cpu_ns)
+                .iter()
+                .zip(&base)
+                .map(|(mine, base)| mine * 100 / (*base).max(1))
+                .collect();
+            write!(text, " {} |", hundredths(median(ratios)))?;
+        }
+        text.push('\n');
+    }
+    write!(
+        text,
+        "\nBusy time of the whole machine a request, µs (client, proxy, origin, kernel)\n\n\
+         | work | {names} |\n|{rule}\n"
+    )?;
+    for (index, case) in cases.iter().enumerate() {
+        write!(text, "| {} |", case.name)?;
+        for peer in 0..PEERS.len() {
+            let busy = median(of(index, peer, |sample| sample.machine_ns));
+            write!(text, " {} |", thousandths(busy))?;
+        }
+        text.push('\n');
+    }
+    write!(
+        text,
+        "\nRequests a second; p50 / p99 µs, closed loop\n\n| work | {names} |\n|{rule}\n"
+    )?;
+    for (index, case) in cases.iter().enumerate() {
+        write!(text, "| {} |", case.name)?;
+        for peer in 0..PEERS.len() {
+            let value = |value: fn(&Sample) -> u64| median(of(index, peer, value));
+            let rate = value(|sample| sample.outcome.rate);
+            let (p50, p99) = (
+                value(|sample| sample.outcome.p50_us),
+                value(|sample| sample.outcome.p99_us),
+            );
+            if p50 == 0 {
+                write!(text, " {rate} |")?;
+            } else {
+                write!(text, " {rate}; {p50} / {p99} |")?;
+            }
+        }
+        text.push('\n');
+    }
+    write!(text, "\nStanding\n\n| | {names} |\n|{rule}\n")?;
+    let mut row = |name: &str, value: fn(&Standing) -> u64| -> Result<()> {
+        write!(text, "| {name} |")?;
+        for of_peer in standing {
+            let middle = median(of_peer.iter().map(value).collect());
+            write!(text, " {} |", thousandths(middle))?;
+        }
+        text.push('\n');
+        Ok(())
+    };
+    row("start to first 200, ms", |standing| {
+        u64::try_from(standing.start.as_micros()).unwrap_or(u64::MAX)
+    })?;
+    row("KiB an idle connection", |standing| {
+        standing.idle_plain_bytes * 1000 / 1024
+    })?;
+    row("KiB an idle TLS connection", |standing| {
+        standing.idle_tls_bytes * 1000 / 1024
+    })?;
+    Ok(text)
+}
+
+fn median(mut values: Vec<u64>) -> u64 {
+    values.sort_unstable();
+    values[values.len() / 2]
+}
+
+/// 1234 as 1.23: what thousandths of a unit are to a reader.
+fn thousandths(value: u64) -> String {
+    format!("{}.{:02}", value / 1000, value % 1000 / 10)
+}
+
+/// 123 as 1.23.
+fn hundredths(value: u64) -> String {
+    format!("{}.{:02}", value / 100, value % 100)
+}
