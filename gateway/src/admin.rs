@@ -1,4 +1,8 @@
-//! The admin port: health, readiness, metrics. Loopback unless configured otherwise.
+//! The admin port: health, readiness, metrics, and, for who has the token, control. Loopback unless
+//! configured otherwise.
+
+pub mod client;
+pub mod token;
 
 use std::{
     collections::HashSet,
@@ -10,16 +14,18 @@ use std::{
 };
 
 use async_trait::async_trait;
-use http::{Response, header};
+use http::{Method, Response, header};
 use pingora::{apps::http_app::ServeHttp, protocols::http::ServerSession};
 use prometheus_client::{encoding::text::encode, registry::Registry};
 
-use crate::export::WireView;
+use crate::{export::WireView, reload::Reloader};
+use token::Token;
 
 /// The page at `/`: no server-side part, it reads `/metrics`.
 const PAGE: &str = include_str!("admin/page.html");
 
-/// Serves `/`, `/metrics`, `/livez` and `/readyz`.
+/// Serves `/`, `/metrics`, `/livez` and `/readyz` to everybody; with the token `GET /config` and
+/// `POST /reload`.
 pub struct Admin {
     /// Every metric.
     pub registry: Registry,
@@ -29,12 +35,28 @@ pub struct Admin {
     pub listeners: Vec<SocketAddr>,
     /// True once all of them were seen listening.
     pub listening: AtomicBool,
+    /// Opens what changes the gateway.
+    pub token: Token,
+    /// Brings the file into force again.
+    pub reloader: Arc<Reloader>,
 }
 
 #[async_trait]
 impl ServeHttp for Admin {
     async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
-        match session.req_header().uri.path() {
+        let request = session.req_header();
+        let (method, path) = (request.method.clone(), request.uri.path().to_owned());
+        if matches!(path.as_str(), "/config" | "/reload") {
+            let given = request.headers.get(header::AUTHORIZATION);
+            if !self
+                .token
+                .authorizes(given.map(header::HeaderValue::as_bytes))
+            {
+                return answer(401, "text/plain", UNAUTHORIZED.into());
+            }
+            return self.control(&method, &path).await;
+        }
+        match path.as_str() {
             "/" => answer(200, "text/html; charset=utf-8", PAGE.into()),
             "/metrics" => self.metrics(),
             "/livez" => answer(200, "text/plain", "ok\n".into()),
@@ -44,6 +66,32 @@ impl ServeHttp for Admin {
                 "text/plain",
                 "not here; try /, /metrics, /livez or /readyz\n".into(),
             ),
+        }
+    }
+}
+
+const UNAUTHORIZED: &str =
+    "send `Authorization: Bearer TOKEN` with the token from the file admin.token_file names\n";
+
+/// For who has the token.
+impl Admin {
+    async fn control(&self, method: &Method, path: &str) -> Response<Vec<u8>> {
+        match (method, path) {
+            (&Method::GET, "/config") => {
+                answer(200, "application/toml", self.reloader.text().to_string())
+            }
+            (&Method::POST, "/reload") => {
+                let reloader = Arc::clone(&self.reloader);
+                match tokio::task::spawn_blocking(move || reloader.reload()).await {
+                    Ok(Ok(changes)) => {
+                        let lines = changes.iter().map(|change| format!("{change}\n"));
+                        answer(200, "text/plain", lines.collect())
+                    }
+                    Ok(Err(refused)) => answer(409, "text/plain", format!("{refused}\n")),
+                    Err(panicked) => answer(500, "text/plain", format!("{panicked}\n")),
+                }
+            }
+            _ => answer(405, "text/plain", "GET /config or POST /reload\n".into()),
         }
     }
 }
@@ -80,12 +128,18 @@ impl Admin {
             .unwrap_or_else(PoisonError::into_inner)
             .degraded
             .clone();
-        let body = match degraded {
+        let mut body = match degraded {
             None => serde_json::json!({ "status": "ready", "observer": "attached" }),
             Some(reason) => {
                 serde_json::json!({ "status": "ready", "observer": "degraded", "reason": reason })
             }
         };
+        let last = self.reloader.last();
+        body["configuration"] = serde_json::json!({
+            "generation": self.reloader.number(),
+            "last_reload_unix_seconds": last.unix_seconds,
+            "last_reload_refused": last.refused,
+        });
         answer(200, "application/json", format!("{body}\n"))
     }
 }

@@ -5,11 +5,12 @@
 //! stay attached: what happens until the next start is counted and posted then.
 
 use std::{
-    net::SocketAddr,
+    path::Path,
     sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
 };
 
 use anyhow::Context as _;
+use arc_swap::ArcSwap;
 use flow_abi::{Endpoint, side};
 use pingora::{
     apps::http_app::ServeHttp,
@@ -22,30 +23,31 @@ use prometheus_client::registry::Registry;
 
 use crate::{
     access_log::AccessLog,
-    admin::Admin,
+    admin::{Admin, token::Token},
     attribution::Claims,
     collector::{Collector, CollectorThread},
     config::{Attach, Config, KernelLog, ListenerIndex, Observe, UpstreamIndex},
-    export::{RequestMetrics, WireMetrics, WireView},
-    kernel::{AttachMode, Kernel, Options},
+    export::{ConfigMetrics, RequestMetrics, WireMetrics, WireView},
+    kernel::{AttachMode, Kernel, NamedEndpoint, Options},
     ledger::Ledger,
     owner::Owners,
     proxy::{
         Gateway, Shared,
         app::MeteredApp,
+        generation::Generation,
         meter::{EndpointId, Meter},
-        route::Router,
-        upstream::Pool,
     },
+    reload::{self, Reloader},
     slots::Slots,
 };
 
 /// Serves until SIGTERM (drains) or SIGINT (at once).
 ///
 /// # Errors
-/// The ledger or the access log cannot be opened, a certificate cannot be loaded, or the kernel
+/// The configuration is wrong, the ledger or the access log cannot be opened, a certificate cannot be loaded, or the kernel
 /// side is required and does not work.
-pub fn run(config: Config) -> anyhow::Result<()> {
+pub fn run(path: &Path) -> anyhow::Result<()> {
+    let config = Config::load(path)?;
     let ledger = Ledger::open(&config.gateway.state_dir)?;
     let _posting_alone = ledger.take()?;
     let owners = Arc::new(Owners::new(ledger.owners()?, Box::new(ledger.clone())));
@@ -65,17 +67,15 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         }) => (Some(kernel), Some(slots), meter),
         Err(reason) => {
             log::warn!("running degraded, wire bytes are not counted: {reason}");
-            let endpoints = endpoints(&config).map(|(id, name, _)| (id, name));
-            (
-                None,
-                None,
-                Meter::new(None, Arc::clone(&owners), Arc::clone(&claims), endpoints)?,
-            )
+            let meter = Meter::new(None, Arc::clone(&owners), Arc::clone(&claims));
+            (None, None, meter)
         }
     };
 
     let mut registry = Registry::default();
-    let metrics = RequestMetrics::new(&config, &mut registry);
+    let metrics = RequestMetrics::new(&mut registry);
+    metrics.expect(&config);
+    let config_metrics = ConfigMetrics::new(&mut registry);
     registry.register_collector(Box::new(WireMetrics::new(
         Arc::clone(&view),
         Arc::clone(&owners),
@@ -88,29 +88,41 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         .transpose()
         .context("access_log.path")?;
     let shared = Arc::new(Shared {
-        router: Router::new(&config),
-        pools: config.upstreams.iter().map(Pool::new).collect(),
+        generation: ArcSwap::from_pointee(Generation::first(config, &meter)?),
         meter,
         metrics,
         access_log,
-        config,
     });
-    let collector = start_collector(kernel, slots, claims, ledger, &shared, &view)?;
+    let config = shared.generation.load().config.clone();
+    let endpoint_map = kernel
+        .as_ref()
+        .map(|kernel| kernel.maps.endpoint_map())
+        .transpose()?;
+    let reloader = Arc::new(Reloader::new(
+        path,
+        Arc::clone(&shared),
+        config_metrics,
+        endpoint_map,
+        kernel_endpoints,
+    ));
+    reload::on_hangup(Arc::clone(&reloader)).context("cannot wait for SIGHUP")?;
+    let collector = start_collector(kernel, slots, claims, ledger, &shared, &view, &config)?;
 
     let admin = Admin {
         registry,
         view: Arc::clone(&view),
         // Port 0 is the kernel's choice, which nobody can wait for.
-        listeners: shared
-            .config
+        listeners: config
             .listeners
             .iter()
             .map(|listener| listener.address)
             .filter(|address| address.port() != 0)
             .collect(),
         listening: AtomicBool::new(false),
+        token: Token::load_or_make(&config.admin.token_file)?,
+        reloader,
     };
-    serve(&shared, admin)?;
+    serve(&shared, &config, admin)?;
 
     if let Some(collector) = collector {
         collector.stop();
@@ -162,33 +174,14 @@ fn observe_interfaces(
     let (socket_slots, flows) = (kernel.socket_slots.try_clone()?, kernel.flows.try_clone()?);
     let slots = Slots::open(&kernel.slots, socket_slots, flows, kernel.slots_len)
         .context("cannot map the connection slots")?;
-    let names = endpoints(config).map(|(id, name, _)| (id, name));
     let meter = Meter::new(
         Some(Arc::clone(&slots)),
         Arc::clone(owners),
         Arc::clone(claims),
-        names,
-    )?;
-    let mut named = Vec::new();
-    for (id, _, addresses) in endpoints(config) {
-        let Some(owners) = meter.endpoint(id) else {
-            continue;
-        };
-        let endpoint = Endpoint {
-            overhead_owner: owners.overhead.0,
-            unclaimed_owner: owners.unclaimed.0,
-        };
-        let side = match id {
-            EndpointId::Listener(_) => side::LISTENER,
-            EndpointId::Upstream(_) => side::PEER,
-        };
-        named.extend(
-            addresses
-                .into_iter()
-                .map(|address| (address, side, endpoint)),
-        );
-    }
-    kernel.maps.set_endpoints(&named)?;
+    );
+    // Numbers are the same however often they are asked for.
+    let generation = Generation::first(config.clone(), &meter)?;
+    kernel.maps.set_endpoints(&kernel_endpoints(&generation))?;
     let mode = match observe.attach {
         Attach::Auto => AttachMode::Auto,
         Attach::Tcx => AttachMode::Tcx,
@@ -234,30 +227,28 @@ pub fn kernel_options(observe: &Observe) -> Options {
     }
 }
 
-/// Listeners and upstreams, with the addresses that make a flow theirs.
-fn endpoints(config: &Config) -> impl Iterator<Item = (EndpointId, Arc<str>, Vec<SocketAddr>)> {
-    let listeners = config
-        .listeners
-        .iter()
-        .enumerate()
-        .map(|(index, listener)| {
-            let id = EndpointId::Listener(ListenerIndex(index));
-            (
-                id,
-                Arc::from(listener.name.as_str()),
-                vec![listener.address],
-            )
-        });
-    let upstreams = config
-        .upstreams
-        .iter()
-        .enumerate()
-        .map(|(index, upstream)| {
-            let id = EndpointId::Upstream(UpstreamIndex(index));
-            let peers = upstream.peers.iter().map(|peer| peer.address).collect();
-            (id, Arc::from(upstream.name.as_str()), peers)
-        });
-    listeners.chain(upstreams)
+/// The addresses that make a flow a listener's or an upstream's, with the owners of its bytes.
+fn kernel_endpoints(generation: &Generation) -> Vec<NamedEndpoint> {
+    let config = &generation.config;
+    let owners = |id| {
+        let owners = generation.endpoints.owners(id)?;
+        Some(Endpoint {
+            overhead_owner: owners.overhead.0,
+            unclaimed_owner: owners.unclaimed.0,
+        })
+    };
+    let mut named = Vec::new();
+    for (index, listener) in config.listeners.iter().enumerate() {
+        let owners = owners(EndpointId::Listener(ListenerIndex(index)));
+        named.extend(owners.map(|owners| (listener.address, side::LISTENER, owners)));
+    }
+    for (index, upstream) in config.upstreams.iter().enumerate() {
+        let owners = owners(EndpointId::Upstream(UpstreamIndex(index)));
+        for peer in &upstream.peers {
+            named.extend(owners.map(|owners| (peer.address, side::PEER, owners)));
+        }
+    }
+    named
 }
 
 fn start_collector(
@@ -267,11 +258,12 @@ fn start_collector(
     ledger: Ledger,
     shared: &Arc<Shared>,
     view: &Arc<Mutex<WireView>>,
+    config: &Config,
 ) -> anyhow::Result<Option<CollectorThread>> {
     let Some((kernel, slots)) = kernel.zip(slots) else {
         return Ok(None);
     };
-    let Some(observe) = &shared.config.observe else {
+    let Some(observe) = &config.observe else {
         return Ok(None);
     };
     let interval = observe.collect_interval;
@@ -291,8 +283,7 @@ fn start_collector(
 }
 
 /// Runs pingora until a signal.
-fn serve(shared: &Arc<Shared>, admin: Admin) -> anyhow::Result<()> {
-    let config = &shared.config;
+fn serve(shared: &Arc<Shared>, config: &Config, admin: Admin) -> anyhow::Result<()> {
     let conf = ServerConf {
         threads: config.gateway.threads.get(),
         // Requests stay on the worker that accepted them: 15 % less CPU on small requests.
@@ -335,7 +326,7 @@ fn serve(shared: &Arc<Shared>, admin: Admin) -> anyhow::Result<()> {
         match &listener.tls {
             None => service.add_tcp(&address),
             Some(tls) => {
-                let path = |path: &std::path::Path| path.to_string_lossy().into_owned();
+                let path = |path: &Path| path.to_string_lossy().into_owned();
                 let mut settings =
                     TlsSettings::intermediate(&path(&tls.certificate), &path(&tls.key))
                         .map_err(|error| anyhow::anyhow!("listener {}: {error}", listener.name))?;

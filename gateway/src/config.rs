@@ -10,6 +10,7 @@
 //! Deliberately absent: environment variables and includes. What runs is what the file says.
 
 mod check;
+mod diff;
 mod fields;
 mod listing;
 mod name;
@@ -24,6 +25,7 @@ mod traffic;
 use std::net::SocketAddr;
 use std::num::{NonZeroU16, NonZeroUsize};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::Method;
@@ -33,6 +35,7 @@ pub use flow_abi::Direction;
 use crate::money::{Currency, Rate};
 pub use crate::owner::Leg;
 
+pub use self::diff::{Change, Effect};
 pub use self::name::Name;
 pub use self::pattern::{HostPattern, PathPattern, TenantRule};
 pub use self::problem::{ConfigError, Problem};
@@ -56,6 +59,9 @@ pub struct Config {
     pub routes: Vec<Route>,
     /// What bytes cost; `None` when absent: bytes are counted but not priced.
     pub prices: Option<Prices>,
+    /// The file as it was written: what two configurations are compared by, and what the admin
+    /// port shows.
+    pub text: Arc<str>,
 }
 
 impl Config {
@@ -76,6 +82,36 @@ impl Config {
         let raw = shape::read(&source)?;
         let base = file_name.parent().unwrap_or(Path::new(""));
         check::check(&source, base, &raw)
+    }
+
+    /// What would change if `new` came into force instead, and whether it could without a restart.
+    pub fn diff(&self, new: &Self) -> Vec<Change> {
+        diff::changes(&self.text, &new.text)
+    }
+
+    /// The same configuration with its listeners in the order of another one that has the same
+    /// ones: an open socket keeps its place.
+    #[must_use]
+    pub fn with_listeners_ordered_as(mut self, other: &Self) -> Self {
+        let place = |listener: &Listener| {
+            let names = other.listeners.iter().map(|known| &known.name);
+            names.clone().position(|name| *name == listener.name)
+        };
+        let places: Vec<usize> = self
+            .listeners
+            .iter()
+            .map(|listener| place(listener).unwrap_or(usize::MAX))
+            .collect();
+        for route in &mut self.routes {
+            for listener in &mut route.listeners {
+                if let Some(&place) = places.get(listener.0) {
+                    *listener = ListenerIndex(place);
+                }
+            }
+        }
+        self.listeners
+            .sort_by_key(|listener| place(listener).unwrap_or(usize::MAX));
+        self
     }
 
     /// A short summary for people, one line per thing configured.
@@ -112,6 +148,9 @@ pub struct Gateway {
 pub struct Admin {
     /// Where health, readiness and metrics are served.
     pub listen: SocketAddr,
+    /// Holds the token that whatever changes or shows more than health and metrics asks for.
+    /// Made at start when there is none.
+    pub token_file: PathBuf,
 }
 
 /// The kernel observer.
@@ -208,7 +247,7 @@ pub struct Tls {
 }
 
 /// A group of interchangeable servers.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upstream {
     /// Unique among upstreams.
     pub name: Name,

@@ -1,7 +1,9 @@
 //! Out to operators: the metric vocabulary, request metrics, and the ledger's view of the wire.
 
+mod config;
 mod metrics;
 mod wire;
 
+pub use config::ConfigMetrics;
 pub use metrics::{RequestLabels, RequestMetrics};
 pub use wire::{WireMetrics, WireView};

@@ -23,7 +23,7 @@ use aya::{
 use flow_abi::name;
 
 pub use attach::{AttachMode, AttachedLink, remove_clsact};
-pub use maps::{Maps, Reading, unaccounted};
+pub use maps::{EndpointMap, Maps, NamedEndpoint, Reading, unaccounted};
 pub use object::OBJECT_VARIABLE;
 pub use pins::PinDirectory;
 

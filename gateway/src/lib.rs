@@ -25,6 +25,7 @@ pub mod ledger;
 pub mod money;
 pub mod owner;
 pub mod proxy;
+pub mod reload;
 pub mod report;
 pub mod slots;
 pub mod units;

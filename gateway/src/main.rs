@@ -3,7 +3,11 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
-use edgemeter::{app, config::Config, doctor, kernel, report};
+use edgemeter::{
+    admin, app,
+    config::{Config, Effect},
+    doctor, kernel, report,
+};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -22,6 +26,10 @@ enum Command {
     Run(ConfigArgument),
     /// Check a configuration file and say what it means.
     Check(ConfigArgument),
+    /// Say what would change if this file came into force, and whether a reload could do it.
+    Diff(DiffArguments),
+    /// Make the running gateway read its file again, and print what changed.
+    Reload(ConfigArgument),
     /// Say what this machine can do for the gateway, and what is lost without it.
     Doctor(ConfigArgument),
     /// Print what the ledger holds, by route, with the conservation line. Works while serving.
@@ -35,6 +43,15 @@ struct ConfigArgument {
     /// Configuration file.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+}
+
+#[derive(clap::Args)]
+struct DiffArguments {
+    #[command(flatten)]
+    new: ConfigArgument,
+    /// Compare with this file; else with what the gateway at `admin.listen` runs.
+    #[arg(long, value_name = "FILE")]
+    against: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -52,7 +69,15 @@ fn main() -> ExitCode {
 
 fn execute(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Run(argument) => app::run(Config::load(argument.config)?),
+        Command::Run(argument) => app::run(&argument.config),
+        Command::Diff(arguments) => diff(&arguments),
+        Command::Reload(argument) => {
+            let config = Config::load(argument.config)?;
+            let (status, said) = admin::client::ask(&config.admin, "POST", "/reload")?;
+            anyhow::ensure!(status == 200, "{}", said.trim_end());
+            print!("{said}");
+            Ok(())
+        }
         Command::Check(argument) => {
             print!("{}", Config::load(argument.config)?.listing());
             Ok(())
@@ -84,4 +109,32 @@ fn execute(command: Command) -> anyhow::Result<()> {
             Ok(())
         }
     }
+}
+
+/// A dry run: nothing is brought into force.
+fn diff(arguments: &DiffArguments) -> anyhow::Result<()> {
+    let new = Config::load(&arguments.new.config)?;
+    let running = match &arguments.against {
+        Some(path) => Config::load(path)?,
+        None => {
+            let (status, text) = admin::client::ask(&new.admin, "GET", "/config")?;
+            anyhow::ensure!(status == 200, "{}", text.trim_end());
+            Config::parse(&text, &arguments.new.config)?
+        }
+    };
+    let changes = running.diff(&new);
+    for change in &changes {
+        println!("{change}");
+    }
+    let restart = changes.iter().any(|change| change.effect != Effect::Reload);
+    println!(
+        "{} changes; {}",
+        changes.len(),
+        if restart {
+            "a reload would refuse them: restart or upgrade"
+        } else {
+            "a reload applies them"
+        }
+    );
+    Ok(())
 }

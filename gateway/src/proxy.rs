@@ -3,6 +3,7 @@
 //! request → [`route`] → [`upstream`] → [`record`] → attribution and access log.
 
 pub mod app;
+pub mod generation;
 pub mod meter;
 pub mod record;
 pub mod route;
@@ -10,6 +11,7 @@ pub mod upstream;
 
 use std::{sync::Arc, time::Instant};
 
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, header};
@@ -23,29 +25,26 @@ use pingora::{
 
 use crate::{
     access_log::AccessLog,
-    config::{Config, ListenerIndex, Name, TenantRule},
+    config::{ListenerIndex, Name, TenantRule},
     export::RequestMetrics,
     owner::Quality,
     units::PayloadBytes,
 };
+use generation::Generation;
 use meter::{EndpointId, Meter};
 use record::{Leg, RequestLine, RequestRecord};
-use route::Router;
-use upstream::{Outcome, Pool};
+use upstream::Outcome;
 
 static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// What all listeners share.
+/// What all listeners share for as long as the process lives. What a reload changes is in the
+/// [`Generation`].
 pub struct Shared {
-    /// The configuration.
-    pub config: Config,
-    /// Request → route.
-    pub router: Router,
-    /// Peers, by upstream index.
-    pub pools: Vec<Pool>,
+    /// The configuration in force.
+    pub generation: ArcSwap<Generation>,
     /// The kernel side.
     pub meter: Meter,
     /// Request metrics.
@@ -76,16 +75,17 @@ impl ProxyHttp for Gateway {
         session: &mut Session,
         record: &mut RequestRecord,
     ) -> Result<()> {
+        record.arrive();
         let request = session.req_header();
         let host = host(request);
         let path = request.uri.path();
-        record.route = self
-            .shared
+        record.route = record
+            .generation
             .router
             .find(self.listener, host, path, &request.method)
             .cloned();
         record.tenant = tenant(record, request);
-        record.begin(self.request_line(session));
+        record.begin(self.request_line(session, &record.generation));
         let quality = if session.is_http2() {
             Quality::Estimated
         } else {
@@ -98,7 +98,13 @@ impl ProxyHttp for Gateway {
             .and_then(|digest| self.shared.meter.find(digest));
         if let Some(tracked) = tracked {
             let meter = &self.shared.meter;
-            let owner = meter.route_owner(endpoint, record.route.as_ref(), &record.tenant, quality);
+            let owner = meter.route_owner(
+                &record.generation.endpoints,
+                endpoint,
+                record.route.as_deref(),
+                &record.tenant,
+                quality,
+            );
             let more = quality == Quality::Estimated || expects_body(request);
             record.client =
                 owner.map(|owner| Leg::begin(&self.shared, tracked, owner, quality, more));
@@ -136,8 +142,9 @@ impl ProxyHttp for Gateway {
             ));
         };
         let index = route.upstream;
-        let upstream = &self.shared.config.upstreams[index.0];
-        let Some(peer) = self.shared.pools[index.0].pick(&record.tried, Instant::now()) else {
+        let generation = &record.generation;
+        let upstream = &generation.config.upstreams[index.0];
+        let Some(peer) = generation.pools[index.0].pick(&record.tried, Instant::now()) else {
             record.error = Some(format!("upstream {}: every peer was tried", upstream.name));
             return Err(Error::explain(
                 ErrorType::HTTPStatus(502),
@@ -172,7 +179,7 @@ impl ProxyHttp for Gateway {
         let Some((index, chosen)) = record.current else {
             return Ok(());
         };
-        self.shared.pools[index.0].report(chosen.index, Outcome::Connected, Instant::now());
+        record.generation.pools[index.0].report(chosen.index, Outcome::Connected, Instant::now());
         let h2 = matches!(peer.get_alpn(), Some(ALPN::H2));
         let quality = if h2 {
             Quality::Estimated
@@ -184,8 +191,15 @@ impl ProxyHttp for Gateway {
         if let Some(endpoint) = record.upstream_id()
             && let Some(digest) = digest.and_then(|digest| digest.socket_digest.as_ref())
         {
-            meter.open(digest, fd, endpoint, false);
-            let owner = meter.route_owner(endpoint, record.route.as_ref(), &record.tenant, quality);
+            let table = &record.generation.endpoints;
+            meter.open(table, digest, fd, endpoint, false);
+            let owner = meter.route_owner(
+                table,
+                endpoint,
+                record.route.as_deref(),
+                &record.tenant,
+                quality,
+            );
             if let Some((tracked, owner)) = meter.find(digest).zip(owner) {
                 let mut begun = Leg::begin(&self.shared, tracked, owner, quality, true);
                 if quality == Quality::Estimated {
@@ -208,9 +222,10 @@ impl ProxyHttp for Gateway {
         mut error: Box<Error>,
     ) -> Box<Error> {
         if let Some((index, peer)) = record.current {
-            self.shared.pools[index.0].report(peer.index, Outcome::ConnectFailed, Instant::now());
-            let upstream = &self.shared.config.upstreams[index.0];
-            self.shared.metrics.connect_failure(index);
+            let generation = &record.generation;
+            generation.pools[index.0].report(peer.index, Outcome::ConnectFailed, Instant::now());
+            let upstream = &generation.config.upstreams[index.0];
+            self.shared.metrics.connect_failure(&upstream.name);
             // Only now: a pooled connection that turned out stale may go to the same peer again.
             record.tried.push(peer.index);
             // Nothing was sent: any method may try the next peer.
@@ -239,7 +254,9 @@ impl ProxyHttp for Gateway {
             request.insert_header(X_FORWARDED_FOR.clone(), chain)?;
         }
         request.remove_header(&X_FORWARDED_HOST);
-        let tls = self.shared.config.listeners[self.listener.0].tls.is_some();
+        let tls = record.generation.config.listeners[self.listener.0]
+            .tls
+            .is_some();
         request.insert_header(
             X_FORWARDED_PROTO.clone(),
             if tls { "https" } else { "http" },
@@ -334,7 +351,7 @@ impl ProxyHttp for Gateway {
 }
 
 impl Gateway {
-    fn request_line(&self, session: &Session) -> RequestLine {
+    fn request_line(&self, session: &Session, generation: &Generation) -> RequestLine {
         let request = session.req_header();
         let id = request
             .headers
@@ -356,7 +373,7 @@ impl Gateway {
                 .client_addr()
                 .map(ToString::to_string)
                 .unwrap_or_default(),
-            listener: Arc::from(self.shared.config.listeners[self.listener.0].name.as_str()),
+            listener: Arc::from(generation.config.listeners[self.listener.0].name.as_str()),
         }
     }
 }
@@ -380,7 +397,7 @@ fn host(request: &RequestHeader) -> Option<&str> {
 }
 
 fn tenant(record: &RequestRecord, request: &RequestHeader) -> Box<str> {
-    match record.route.as_ref().map(|route| &route.tenant) {
+    match record.route.as_deref().map(|route| &route.tenant) {
         None => "none".into(),
         Some(TenantRule::Fixed(name)) => name.as_str().into(),
         Some(TenantRule::Header { header, default }) => request

@@ -14,7 +14,9 @@ use std::time::Duration;
 
 use super::fields::example;
 use super::problem::{ConfigError, Problem, Source, invalid, nearest, quoted};
-use super::raw::{Number, RawAccessLog, RawConfig, RawGateway, RawObserve, RawPrices, Text};
+use super::raw::{
+    Number, RawAccessLog, RawAdmin, RawConfig, RawGateway, RawObserve, RawPrices, Text,
+};
 use super::{
     AccessLog, AccessLogTarget, Admin, Attach, Config, Direction, Gateway, KernelLog, Leg, Name,
     Observe, Price, Prices,
@@ -55,7 +57,8 @@ pub(super) struct Checker<'a> {
 impl Checker<'_> {
     fn config(&mut self, raw: &RawConfig) -> Option<Config> {
         let gateway = self.gateway(&raw.gateway);
-        let admin = self.admin(raw.admin.listen.as_ref());
+        let state_dir = gateway.as_ref().map(|gateway| gateway.state_dir.as_path());
+        let admin = self.admin(&raw.admin, state_dir);
         let observe = match &raw.observe {
             Some(raw) => self.observe(raw.span(), raw.get_ref()),
             None => Some(None),
@@ -79,6 +82,7 @@ impl Checker<'_> {
             upstreams: traffic.upstreams,
             routes: traffic.routes,
             prices: prices?,
+            text: self.source.text.into(),
         })
     }
 
@@ -103,12 +107,19 @@ impl Checker<'_> {
         })
     }
 
-    fn admin(&mut self, listen: Option<&Text>) -> Option<Admin> {
-        let listen = match listen {
+    fn admin(&mut self, raw: &RawAdmin, state_dir: Option<&Path>) -> Option<Admin> {
+        let listen = match &raw.listen {
             Some(text) => self.address(text.get_ref(), text.span(), "admin.listen"),
             None => Some(DEFAULT_ADMIN),
         };
-        listen.map(|listen| Admin { listen })
+        let token_file = match &raw.token_file {
+            Some(text) => self.path(text, "admin.token_file"),
+            None => state_dir.map(|folder| folder.join("admin.token")),
+        };
+        Some(Admin {
+            listen: listen?,
+            token_file: token_file?,
+        })
     }
 
     /// `Some(None)` when disabled; the rest of the table is checked all the same.

@@ -8,6 +8,10 @@ pub(super) const EXAMPLES: &[(&str, &str)] = &[
     ("gateway.grace_seconds", "grace_seconds = 10"),
     ("admin", "[admin]"),
     ("admin.listen", r#"listen = "127.0.0.1:9901""#),
+    (
+        "admin.token_file",
+        r#"token_file = "/var/lib/edgemeter/admin.token""#,
+    ),
     ("observe", "[observe]"),
     ("observe.enabled", "enabled = true"),
     ("observe.interfaces", r#"interfaces = ["eth0"]"#),

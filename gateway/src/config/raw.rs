@@ -43,6 +43,7 @@ pub(super) struct RawGateway {
 #[serde(deny_unknown_fields, expecting = "a table")]
 pub(super) struct RawAdmin {
     pub(super) listen: Option<Text>,
+    pub(super) token_file: Option<Text>,
 }
 
 #[derive(Deserialize)]

@@ -17,6 +17,7 @@ grace_seconds = 10
 
 [admin]
 listen = "127.0.0.1:9901"
+token_file = "/var/lib/edgemeter/admin.token"
 
 [observe]
 enabled = true

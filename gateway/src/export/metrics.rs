@@ -1,6 +1,6 @@
 //! Request metrics. With [`super::wire`], the only places where metric names are written.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -9,7 +9,7 @@ use prometheus_client::{
 };
 
 use crate::{
-    config::{Config, UpstreamIndex},
+    config::{Config, Name},
     proxy::{meter::UNROUTED, route::Route},
     units::PayloadBytes,
 };
@@ -31,6 +31,14 @@ struct RouteLabel {
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct UpstreamLabel {
     upstream: String,
+}
+
+impl UpstreamLabel {
+    fn new(upstream: &Name) -> Self {
+        Self {
+            upstream: upstream.as_str().to_owned(),
+        }
+    }
 }
 
 /// Labels of a finished request.
@@ -76,12 +84,11 @@ pub struct RequestMetrics {
     client_rtt: Histograms<RouteLabel>,
     upstream_rtt: Histograms<UpstreamLabel>,
     connect_failures: Family<UpstreamLabel, Counter>,
-    upstreams: Arc<[String]>,
 }
 
 impl RequestMetrics {
     /// Makes and registers the metrics.
-    pub fn new(config: &Config, registry: &mut Registry) -> Self {
+    pub fn new(registry: &mut Registry) -> Self {
         let durations: fn() -> Histogram = || Histogram::new(DURATION_BUCKETS);
         let rtts: fn() -> Histogram = || Histogram::new(RTT_BUCKETS);
         let metrics = Self {
@@ -92,11 +99,6 @@ impl RequestMetrics {
             client_rtt: Family::new_with_constructor(rtts),
             upstream_rtt: Family::new_with_constructor(rtts),
             connect_failures: Family::default(),
-            upstreams: config
-                .upstreams
-                .iter()
-                .map(|u| u.name.as_str().to_owned())
-                .collect(),
         };
         registry.register(
             "edgemeter_requests",
@@ -138,14 +140,16 @@ impl RequestMetrics {
             "Failed attempts to connect to an upstream peer",
             metrics.connect_failures.clone(),
         );
-        // A counter that is absent until it first moves hides that first move from rate().
-        for upstream in metrics.upstreams.iter() {
-            let label = UpstreamLabel {
-                upstream: upstream.clone(),
-            };
-            let _ = metrics.connect_failures.get_or_create(&label);
-        }
         metrics
+    }
+
+    /// A configuration comes into force. A counter that is absent until it first moves hides that
+    /// first move from rate(): the names of this configuration appear now.
+    pub fn expect(&self, config: &Config) {
+        for upstream in &config.upstreams {
+            let label = UpstreamLabel::new(&upstream.name);
+            let _ = self.connect_failures.get_or_create(&label);
+        }
     }
 
     /// A request is over.
@@ -185,26 +189,19 @@ impl RequestMetrics {
     }
 
     /// Round-trip time of an upstream connection; 0 is unknown and not observed.
-    pub fn upstream_rtt(&self, upstream: Option<UpstreamIndex>, srtt_us: u32) {
-        if srtt_us > 0
-            && let Some(label) = self.upstream(upstream)
-        {
+    pub fn upstream_rtt(&self, upstream: &Name, srtt_us: u32) {
+        if srtt_us > 0 {
             let rtt = Duration::from_micros(srtt_us.into());
             self.upstream_rtt
-                .get_or_create(&label)
+                .get_or_create(&UpstreamLabel::new(upstream))
                 .observe(rtt.as_secs_f64());
         }
     }
 
     /// A peer could not be connected to.
-    pub fn connect_failure(&self, upstream: UpstreamIndex) {
-        if let Some(label) = self.upstream(Some(upstream)) {
-            self.connect_failures.get_or_create(&label).inc();
-        }
-    }
-
-    fn upstream(&self, index: Option<UpstreamIndex>) -> Option<UpstreamLabel> {
-        let upstream = self.upstreams.get(index?.0)?.clone();
-        Some(UpstreamLabel { upstream })
+    pub fn connect_failure(&self, upstream: &Name) {
+        self.connect_failures
+            .get_or_create(&UpstreamLabel::new(upstream))
+            .inc();
     }
 }

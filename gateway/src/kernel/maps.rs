@@ -118,33 +118,23 @@ impl Maps {
     ///
     /// # Errors
     /// The endpoint table is full.
-    pub fn set_endpoints(
-        &self,
-        endpoints: &[(SocketAddr, u16, Endpoint)],
-    ) -> Result<(), KernelError> {
+    pub fn set_endpoints(&self, endpoints: &[NamedEndpoint]) -> Result<(), KernelError> {
+        self.endpoint_map()?.set(endpoints)
+    }
+
+    /// A second hold on the endpoint table, for whoever changes the configuration.
+    ///
+    /// # Errors
+    /// The map cannot be opened again.
+    pub fn endpoint_map(&self) -> Result<EndpointMap, KernelError> {
         let fail = |error: MapError| map_error(name::ENDPOINTS, error);
         let data = self
             .endpoints
             .info()
             .and_then(|info| MapData::from_id(info.id()))
             .map_err(fail)?;
-        let mut map: AyaHashMap<_, EndpointKey, Endpoint> =
-            Map::HashMap(data).try_into().map_err(fail)?;
-        let mut wanted = HashSet::new();
-        for (address, side, endpoint) in endpoints {
-            let key = endpoint_key(*address, *side);
-            map.insert(key, endpoint, 0).map_err(fail)?;
-            wanted.insert(key);
-        }
-        let stale: Vec<EndpointKey> = map
-            .keys()
-            .flatten()
-            .filter(|key| !wanted.contains(key))
-            .collect();
-        for key in stale {
-            map.remove(&key).map_err(fail)?;
-        }
-        Ok(())
+        let map = Map::HashMap(data).try_into().map_err(fail)?;
+        Ok(EndpointMap(map))
     }
 
     /// Reads every flow. Cumulative counters: read as often as wanted.
@@ -229,6 +219,39 @@ impl Maps {
             bytes: sum.bytes + cpu.bytes,
             frames: sum.frames + cpu.frames,
         }))
+    }
+}
+
+/// Which flows are the gateway's: by the address it listens on, or of its peers.
+pub struct EndpointMap(AyaHashMap<MapData, EndpointKey, Endpoint>);
+
+/// An address, its side ([`side`]), and the owners of the connections there.
+pub type NamedEndpoint = (SocketAddr, u16, Endpoint);
+
+impl EndpointMap {
+    /// Makes the flows at these endpoints, and no others, the gateway's. Flows that exist keep
+    /// their owners.
+    ///
+    /// # Errors
+    /// The endpoint table is full; some of the new ones may be in it.
+    pub fn set(&mut self, endpoints: &[NamedEndpoint]) -> Result<(), KernelError> {
+        let fail = |error: MapError| map_error(name::ENDPOINTS, error);
+        let map = &mut self.0;
+        let mut wanted = HashSet::new();
+        for (address, side, endpoint) in endpoints {
+            let key = endpoint_key(*address, *side);
+            map.insert(key, endpoint, 0).map_err(fail)?;
+            wanted.insert(key);
+        }
+        let stale: Vec<EndpointKey> = map
+            .keys()
+            .flatten()
+            .filter(|key| !wanted.contains(key))
+            .collect();
+        for key in stale {
+            map.remove(&key).map_err(fail)?;
+        }
+        Ok(())
     }
 }
 

@@ -34,9 +34,11 @@ impl ServerApp for MeteredApp {
     ) -> Option<Stream> {
         let digest = stream.get_socket_digest();
         let _closing = digest.map(|digest| {
+            let generation = self.shared.generation.load();
+            let table = &generation.endpoints;
             self.shared
                 .meter
-                .open(&digest, stream.id(), self.endpoint, self.tls);
+                .open(table, &digest, stream.id(), self.endpoint, self.tls);
             Closing {
                 shared: Arc::clone(&self.shared),
                 digest,

@@ -61,13 +61,17 @@ pub struct Meter {
     slots: Option<Arc<Slots>>,
     owners: Arc<Owners>,
     claims: Arc<Claims>,
-    endpoints: HashMap<EndpointId, (Arc<str>, EndpointOwners)>,
-    routes: RwLock<HashMap<RouteKey, HashMap<Box<str>, OwnerId>>>,
     // Keyed by the digest's address, which identifies the socket as long as the digest lives;
     // holding it weakly keeps the address from being given away.
     connections: [Mutex<HashMap<usize, Entry>>; SHARDS],
     /// Requests whose owner could not be stored: their bytes stay with the overhead.
     pub owner_failures: AtomicU64,
+}
+
+/// The owners of one configuration's endpoints and routes, by their places in it.
+pub struct EndpointTable {
+    endpoints: HashMap<EndpointId, (Arc<str>, EndpointOwners)>,
+    routes: RwLock<HashMap<RouteKey, HashMap<Box<str>, OwnerId>>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -83,46 +87,60 @@ struct Entry {
 }
 
 impl Meter {
-    /// Numbers the endpoints' owners.
+    /// Without slots it does nothing.
+    pub fn new(slots: Option<Arc<Slots>>, owners: Arc<Owners>, claims: Arc<Claims>) -> Self {
+        Self {
+            slots,
+            owners,
+            claims,
+            connections: Default::default(),
+            owner_failures: AtomicU64::new(0),
+        }
+    }
+
+    /// Numbers the owners of a configuration's endpoints. A name keeps its number from one
+    /// configuration to the next.
     ///
     /// # Errors
     /// The owners cannot be stored.
-    pub fn new(
-        slots: Option<Arc<Slots>>,
-        owners: Arc<Owners>,
-        claims: Arc<Claims>,
+    pub fn endpoints(
+        &self,
         endpoints: impl IntoIterator<Item = (EndpointId, Arc<str>)>,
-    ) -> Result<Self, crate::owner::StoreError> {
+    ) -> Result<EndpointTable, crate::owner::StoreError> {
         let mut known = HashMap::new();
         for (id, name) in endpoints {
             let leg = leg(id);
             let pair = EndpointOwners {
-                overhead: owners.intern(&Owner::connection(OwnerKind::Overhead, leg, &name))?,
-                unclaimed: owners.intern(&Owner::connection(OwnerKind::Unclaimed, leg, &name))?,
+                overhead: self.owners.intern(&Owner::connection(
+                    OwnerKind::Overhead,
+                    leg,
+                    &name,
+                ))?,
+                unclaimed: self.owners.intern(&Owner::connection(
+                    OwnerKind::Unclaimed,
+                    leg,
+                    &name,
+                ))?,
             };
             known.insert(id, (name, pair));
         }
-        Ok(Self {
-            slots,
-            owners,
-            claims,
+        Ok(EndpointTable {
             endpoints: known,
             routes: RwLock::default(),
-            connections: Default::default(),
-            owner_failures: AtomicU64::new(0),
         })
     }
 
-    /// The owners of an endpoint's connections.
-    #[must_use]
-    pub fn endpoint(&self, id: EndpointId) -> Option<EndpointOwners> {
-        self.endpoints.get(&id).map(|(_, owners)| *owners)
-    }
-
     /// A connection was accepted or made. Does nothing when it is known already.
-    pub fn open(&self, digest: &Arc<SocketDigest>, fd: RawFd, id: EndpointId, tls: bool) {
+    pub fn open(
+        &self,
+        table: &EndpointTable,
+        digest: &Arc<SocketDigest>,
+        fd: RawFd,
+        id: EndpointId,
+        tls: bool,
+    ) {
         let Some(slots) = &self.slots else { return };
-        let Some(owners) = self.endpoint(id) else {
+        let Some(owners) = table.owners(id) else {
             return;
         };
         let key = address(digest);
@@ -188,6 +206,7 @@ impl Meter {
     /// before its bytes are counted, which takes a disk write; None when that fails.
     pub fn route_owner(
         &self,
+        table: &EndpointTable,
         endpoint: EndpointId,
         route: Option<&Route>,
         tenant: &str,
@@ -200,12 +219,12 @@ impl Meter {
             quality,
         };
         {
-            let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
+            let routes = table.routes.read().unwrap_or_else(PoisonError::into_inner);
             if let Some(id) = routes.get(&key).and_then(|tenants| tenants.get(tenant)) {
                 return Some(*id);
             }
         }
-        let (name, _) = self.endpoints.get(&endpoint)?;
+        let (name, _) = table.endpoints.get(&endpoint)?;
         let owner = Owner {
             route: route
                 .map_or(UNROUTED, |route| route.name.as_str())
@@ -219,7 +238,7 @@ impl Meter {
         };
         match self.owners.intern(&owner) {
             Ok(id) => {
-                let mut routes = self.routes.write().unwrap_or_else(PoisonError::into_inner);
+                let mut routes = table.routes.write().unwrap_or_else(PoisonError::into_inner);
                 let tenants = routes.entry(key).or_default();
                 // Invented tenants share one number; do not remember each of their names.
                 if tenants.len() < crate::owner::OWNERS_MAX {
@@ -255,6 +274,14 @@ impl Meter {
         self.connections[(key >> 6) % SHARDS]
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl EndpointTable {
+    /// The owners of an endpoint's connections.
+    #[must_use]
+    pub fn owners(&self, id: EndpointId) -> Option<EndpointOwners> {
+        self.endpoints.get(&id).map(|(_, owners)| *owners)
     }
 }
 

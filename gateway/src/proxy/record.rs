@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::{
+    generation::Generation,
     meter::{EndpointId, Tracked},
     route::Route,
     upstream::{PeerIndex, PeerRef},
@@ -24,10 +25,12 @@ use crate::{
 /// A request under way. pingora calls it the context.
 pub struct RequestRecord {
     shared: Arc<Shared>,
+    /// The configuration this request is served by, from its header to its end.
+    pub(super) generation: Arc<Generation>,
     started: Instant,
     /// Set once the request line is parsed; None before, and then nothing is accounted.
     pub(super) request: Option<RequestLine>,
-    pub(super) route: Option<Route>,
+    pub(super) route: Option<Arc<Route>>,
     pub(super) tenant: Box<str>,
     pub(super) client: Option<Leg>,
     /// Every upstream attempt that got a connection, in order.
@@ -78,6 +81,7 @@ pub(super) struct Attempt {
 impl RequestRecord {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         Self {
+            generation: shared.generation.load_full(),
             shared,
             started: Instant::now(),
             request: None,
@@ -99,9 +103,18 @@ impl RequestRecord {
         self.started.elapsed()
     }
 
-    /// Restarts the clock: pingora makes the context before it waits for a keep-alive request.
-    pub(super) fn begin(&mut self, request: RequestLine) {
+    /// The request's header is there. Restarts the clock and takes the configuration now in
+    /// force: pingora makes the context before it waits for a keep-alive request.
+    pub(super) fn arrive(&mut self) {
         self.started = Instant::now();
+        let now = self.shared.generation.load();
+        if now.number != self.generation.number {
+            self.generation = Arc::clone(&now);
+        }
+    }
+
+    /// From here on the request is accounted for.
+    pub(super) fn begin(&mut self, request: RequestLine) {
         self.request = Some(request);
     }
 
@@ -132,7 +145,7 @@ impl RequestRecord {
         };
         let shared = Arc::clone(&self.shared);
         let elapsed = self.started.elapsed();
-        let route = self.route.as_ref();
+        let route = self.route.as_deref();
         let labels = RequestLabels::new(route, self.status);
         shared
             .metrics
@@ -143,13 +156,16 @@ impl RequestRecord {
                 .client_rtt(route, leg.tracked.connection.srtt_us());
             leg.finish(&shared)
         });
+        let upstreams = &self.generation.config.upstreams;
+        let upstream = route.map(|route| &upstreams[route.upstream.0].name);
         let mut attempts = Vec::new();
         for attempt in self.upstreams.drain(..) {
             let leg = attempt.leg.map(|leg| {
-                let upstream = route.map(|route| route.upstream);
-                shared
-                    .metrics
-                    .upstream_rtt(upstream, leg.tracked.connection.srtt_us());
+                if let Some(upstream) = upstream {
+                    shared
+                        .metrics
+                        .upstream_rtt(upstream, leg.tracked.connection.srtt_us());
+                }
                 leg.finish(&shared)
             });
             attempts.push((attempt.peer.address, attempt.reused, leg));

@@ -19,6 +19,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::net::Ipv6Addr;
+use std::sync::Arc;
 
 use http::Method;
 
@@ -47,7 +48,7 @@ pub struct Route {
 /// Every route, arranged for look-up. Immutable: a new configuration is a new router.
 #[derive(Debug)]
 pub struct Router {
-    routes: Vec<Route>,
+    routes: Vec<Arc<Route>>,
     /// In the order of [`Config::listeners`].
     listeners: Vec<Hosts>,
 }
@@ -77,12 +78,14 @@ impl Router {
         let routes = config.routes.iter().enumerate();
         Self {
             routes: routes
-                .map(|(position, route)| Route {
-                    index: RouteIndex(position),
-                    name: route.name.clone(),
-                    service: route.service.clone(),
-                    tenant: route.tenant.clone(),
-                    upstream: route.upstream,
+                .map(|(position, route)| {
+                    Arc::new(Route {
+                        index: RouteIndex(position),
+                        name: route.name.clone(),
+                        service: route.service.clone(),
+                        tenant: route.tenant.clone(),
+                        upstream: route.upstream,
+                    })
                 })
                 .collect(),
             listeners,
@@ -97,7 +100,7 @@ impl Router {
         host: Option<&str>,
         path: &str,
         method: &Method,
-    ) -> Option<&Route> {
+    ) -> Option<&Arc<Route>> {
         let path = path.split_once('?').map_or(path, |(path, _)| path);
         let rule = self.listeners.get(listener.0)?.find(host, path, method)?;
         self.routes.get(rule.route)

@@ -26,9 +26,9 @@ use crate::origin::Origin;
 
 pub const PLAIN: u16 = 8080;
 pub const TLS: u16 = 8443;
-const SERVICE: u16 = 9000;
+pub const SERVICE: u16 = 9000;
 /// On the gateway's loopback, which is not observed.
-const ADMIN: &str = "127.0.0.1:9901";
+pub const ADMIN: &str = "127.0.0.1:9901";
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// What differs between tests.
@@ -141,6 +141,32 @@ impl Site {
 
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.directory.path().join("gateway.log")).unwrap_or_default()
+    }
+
+    /// Sends the gateway a signal.
+    pub fn signal(&self, signal: i32) {
+        let pid = i32::try_from(self.gateway.as_ref().unwrap().id()).unwrap();
+        // SAFETY: two integers; the child has not been waited for.
+        assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+    }
+
+    /// Runs another command of the binary beside the gateway: success, and what it printed.
+    pub fn edgemeter(&self, arguments: &[&str]) -> (bool, String) {
+        let mut command = self
+            .hosts
+            .gateway
+            .command(env!("CARGO_BIN_EXE_edgemeter"))
+            .unwrap();
+        let output = command
+            .args(arguments)
+            .current_dir(self.directory.path())
+            .output()
+            .unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (
+            output.status.success(),
+            String::from_utf8_lossy(&said).into_owned(),
+        )
     }
 
     /// Ends the gateway with a signal, and waits.

@@ -12,6 +12,7 @@ mod harness;
 mod kernel;
 mod origin;
 mod packets;
+mod reload;
 mod restart;
 mod routes;
 mod wire;

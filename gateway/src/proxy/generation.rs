@@ -1,0 +1,91 @@
+//! One configuration in force: everything a request looks up, built whole and swapped at once.
+//!
+//! A request takes the generation that is in force when its header is parsed, and finishes on it;
+//! the last request to finish drops it. Nothing here is changed in place, except what measures:
+//! a pool whose upstream did not change goes on in the next generation with all it has learnt.
+
+use std::sync::Arc;
+
+use super::{
+    meter::{EndpointId, EndpointTable, Meter},
+    route::Router,
+    upstream::Pool,
+};
+use crate::{
+    config::{Config, ListenerIndex, Upstream, UpstreamIndex},
+    owner::StoreError,
+};
+
+/// A configuration and what was built from it.
+pub struct Generation {
+    /// 1 at start, one more with each reload that was applied.
+    pub number: u64,
+    /// The configuration, its listeners in the order of the first generation's.
+    pub config: Config,
+    /// Request → route.
+    pub router: Router,
+    /// Peers, by upstream index.
+    pub pools: Vec<Arc<Pool>>,
+    /// Who owns the bytes of connections and requests.
+    pub endpoints: EndpointTable,
+}
+
+impl Generation {
+    /// The configuration the process starts with.
+    ///
+    /// # Errors
+    /// The owners of its endpoints cannot be stored.
+    pub fn first(config: Config, meter: &Meter) -> Result<Self, StoreError> {
+        let pools = config.upstreams.iter().map(Pool::new).map(Arc::new);
+        Self::build(1, pools.collect(), config, meter)
+    }
+
+    /// The next generation. The listeners must be those of this one, in any order.
+    ///
+    /// # Errors
+    /// The owners of its endpoints cannot be stored: this generation stays.
+    pub fn next(&self, config: Config, meter: &Meter) -> Result<Self, StoreError> {
+        let config = config.with_listeners_ordered_as(&self.config);
+        let pools = config.upstreams.iter().map(|upstream| {
+            self.pool_of(upstream)
+                .unwrap_or_else(|| Arc::new(Pool::new(upstream)))
+        });
+        Self::build(self.number + 1, pools.collect(), config, meter)
+    }
+
+    fn build(
+        number: u64,
+        pools: Vec<Arc<Pool>>,
+        config: Config,
+        meter: &Meter,
+    ) -> Result<Self, StoreError> {
+        Ok(Self {
+            number,
+            router: Router::new(&config),
+            pools,
+            endpoints: meter.endpoints(endpoint_names(&config))?,
+            config,
+        })
+    }
+
+    /// The pool of an upstream that has not changed.
+    fn pool_of(&self, upstream: &Upstream) -> Option<Arc<Pool>> {
+        let at = self.config.upstreams.iter().position(|u| u == upstream)?;
+        self.pools.get(at).cloned()
+    }
+}
+
+/// Every listener and upstream with its name.
+fn endpoint_names(config: &Config) -> impl Iterator<Item = (EndpointId, Arc<str>)> {
+    let listeners = config.listeners.iter().enumerate();
+    let listeners = listeners.map(|(index, listener)| {
+        let id = EndpointId::Listener(ListenerIndex(index));
+        (id, Arc::from(listener.name.as_str()))
+    });
+    let upstreams = config.upstreams.iter().enumerate();
+    let upstreams = upstreams.map(|(index, upstream)| {
+        let id = EndpointId::Upstream(UpstreamIndex(index));
+        (id, Arc::from(upstream.name.as_str()))
+    });
+    listeners.chain(upstreams)
+}

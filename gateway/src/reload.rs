@@ -1,0 +1,250 @@
+//! A new configuration while serving: read, checked whole, swapped at once, or not at all.
+//!
+//! On any error the configuration in force stays. Endpoints of the new configuration are known to
+//! the kernel before its first connection can be made; those of an old one stay known until its
+//! last request has finished and [`LINGER`] has passed, so no byte of either loses its owner.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use crate::{
+    config::{Change, Config, ConfigError, Effect},
+    export::ConfigMetrics,
+    kernel::{EndpointMap, KernelError, NamedEndpoint},
+    proxy::{Shared, generation::Generation},
+};
+
+/// For how long endpoints of a configuration nobody uses any more stay known to the kernel: its
+/// pooled connections may still close.
+const LINGER: Duration = Duration::from_secs(120);
+
+/// Why the configuration in force stays.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    /// The file is wrong.
+    #[error("{0}")]
+    Config(#[from] ConfigError),
+    /// Parts of it cannot change in a running process; nothing was applied.
+    #[error("nothing was applied, because of:\n{}", lines(.0))]
+    NeedsRestart(Vec<Change>),
+    /// The owners of its endpoints cannot be stored.
+    #[error(transparent)]
+    Owners(#[from] crate::owner::StoreError),
+    /// The kernel's endpoint table cannot take its endpoints.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+}
+
+fn lines(changes: &[Change]) -> String {
+    let lines: Vec<String> = changes.iter().map(Change::to_string).collect();
+    lines.join("\n")
+}
+
+/// How the last attempt ended, for /readyz.
+#[derive(Clone, Debug, Default)]
+pub struct LastReload {
+    /// Why it was refused; None when it was applied, or there was none.
+    pub refused: Option<String>,
+    /// When, Unix seconds; None when there was none.
+    pub unix_seconds: Option<u64>,
+}
+
+/// Names the kernel's endpoints of a generation.
+pub type Endpoints = fn(&Generation) -> Vec<NamedEndpoint>;
+
+/// Brings configurations into force, one at a time.
+pub struct Reloader {
+    path: PathBuf,
+    shared: Arc<Shared>,
+    metrics: ConfigMetrics,
+    endpoints: Endpoints,
+    inner: Mutex<Inner>,
+    last: Mutex<LastReload>,
+}
+
+struct Inner {
+    /// None while degraded.
+    kernel: Option<EndpointMap>,
+    /// Configurations before the one in force.
+    retired: Vec<Retired>,
+}
+
+struct Retired {
+    generation: Weak<Generation>,
+    endpoints: Vec<NamedEndpoint>,
+    /// Since when nobody uses it.
+    unused: Option<Instant>,
+}
+
+impl Reloader {
+    /// For the file the process was started with.
+    pub fn new(
+        path: &Path,
+        shared: Arc<Shared>,
+        metrics: ConfigMetrics,
+        kernel: Option<EndpointMap>,
+        endpoints: Endpoints,
+    ) -> Self {
+        let retired = Vec::new();
+        metrics.in_force(shared.generation.load().number);
+        Self {
+            path: path.to_owned(),
+            shared,
+            metrics,
+            endpoints,
+            inner: Mutex::new(Inner { kernel, retired }),
+            last: Mutex::default(),
+        }
+    }
+
+    /// Reads the file again and brings it into force. Returns what changed. Blocks on disk.
+    ///
+    /// # Errors
+    /// See [`ReloadError`]; the configuration in force stays.
+    pub fn reload(&self) -> Result<Vec<Change>, ReloadError> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = self.apply(&mut inner);
+        let mut last = LastReload {
+            refused: None,
+            unix_seconds: Some(
+                SystemTime::now()
+                    .duration_since(UNIX_EPOCH)
+                    .map_or(0, |since| since.as_secs()),
+            ),
+        };
+        match &result {
+            Ok(changes) if changes.is_empty() => log::info!("reload: nothing has changed"),
+            Ok(changes) => {
+                for change in changes {
+                    log::info!("reload: {change}");
+                }
+                let number = self.shared.generation.load().number;
+                log::info!("reload: configuration {number} is in force");
+            }
+            Err(error) => {
+                log::error!("reload refused, the configuration in force stays: {error}");
+                last.refused = Some(error.to_string());
+            }
+        }
+        self.metrics.reloaded(result.as_ref().map(Vec::len).ok());
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = last;
+        result
+    }
+
+    fn apply(&self, inner: &mut Inner) -> Result<Vec<Change>, ReloadError> {
+        let old = self.shared.generation.load_full();
+        let config = Config::load(&self.path)?;
+        let changes = old.config.diff(&config);
+        let fixed: Vec<Change> = changes
+            .iter()
+            .filter(|change| matches!(change.effect, Effect::Restart(_)))
+            .cloned()
+            .collect();
+        if !fixed.is_empty() {
+            return Err(ReloadError::NeedsRestart(fixed));
+        }
+        // Not only when the text differs: files it names may have changed.
+        let new = Arc::new(old.next(config, &self.shared.meter)?);
+        let retired = Retired {
+            generation: Arc::downgrade(&old),
+            endpoints: (self.endpoints)(&old),
+            unused: None,
+        };
+        inner.retired.push(retired);
+        if let Err(error) = inner.set_endpoints((self.endpoints)(&new)) {
+            inner.retired.pop();
+            let _ = inner.set_endpoints((self.endpoints)(&old));
+            return Err(error.into());
+        }
+        self.shared.metrics.expect(&new.config);
+        self.metrics.in_force(new.number);
+        self.shared.generation.store(new);
+        Ok(changes)
+    }
+
+    /// Takes the endpoints of configurations that are over off the kernel. Call now and then.
+    pub fn sweep(&self) {
+        let mut inner = self.lock();
+        let now = Instant::now();
+        let before = inner.retired.len();
+        inner.retired.retain_mut(|retired| {
+            if retired.generation.strong_count() > 0 {
+                return true;
+            }
+            now.duration_since(*retired.unused.get_or_insert(now)) < LINGER
+        });
+        if inner.retired.len() < before {
+            let generation = self.shared.generation.load();
+            if let Err(error) = inner.set_endpoints((self.endpoints)(&generation)) {
+                log::warn!("cannot take old endpoints off the kernel: {error}");
+            }
+        }
+    }
+
+    /// How the last attempt ended.
+    pub fn last(&self) -> LastReload {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.clone()
+    }
+
+    /// The configuration in force, as written.
+    pub fn text(&self) -> Arc<str> {
+        Arc::clone(&self.shared.generation.load().config.text)
+    }
+
+    /// Number of the configuration in force.
+    pub fn number(&self) -> u64 {
+        self.shared.generation.load().number
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    /// The endpoints in force and those of configurations not yet over. The newest names an
+    /// address that several have.
+    fn set_endpoints(&mut self, now: Vec<NamedEndpoint>) -> Result<(), KernelError> {
+        let Some(kernel) = &mut self.kernel else {
+            return Ok(());
+        };
+        let mut all: Vec<NamedEndpoint> = Vec::new();
+        for retired in &self.retired {
+            all.extend(&retired.endpoints);
+        }
+        all.extend(now);
+        kernel.set(&all)
+    }
+}
+
+/// Reloads on SIGHUP and sweeps, until the process ends.
+///
+/// # Errors
+/// The signal cannot be waited for, or no thread could be started.
+pub fn on_hangup(reloader: Arc<Reloader>) -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let mut hangup = {
+        let _inside = runtime.enter();
+        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup())?
+    };
+    std::thread::Builder::new()
+        .name("reload".into())
+        .spawn(move || {
+            runtime.block_on(async {
+                let mut sweep = tokio::time::interval(Duration::from_secs(5));
+                loop {
+                    tokio::select! {
+                        Some(()) = hangup.recv() => { let _ = reloader.reload(); }
+                        _ = sweep.tick() => reloader.sweep(),
+                    }
+                }
+            });
+        })?;
+    Ok(())
+}
