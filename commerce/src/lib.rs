@@ -31,6 +31,8 @@ pub mod app;
 pub mod audit;
 pub mod catalogue;
 pub mod config;
+pub mod discount;
+pub mod experiment;
 pub mod http;
 pub mod idempotency;
 pub mod metrics;

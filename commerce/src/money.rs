@@ -94,6 +94,21 @@ impl Money {
         Ok(Self { minor, ..self })
     }
 
+    /// What is left after taking `other` away; may be negative.
+    ///
+    /// # Errors
+    /// [`MoneyError::Mixed`] for two currencies, [`MoneyError::Overflow`] beyond 64 bits.
+    pub fn checked_sub(self, other: Self) -> Result<Self, MoneyError> {
+        if self.currency != other.currency {
+            return Err(MoneyError::Mixed(self.currency, other.currency));
+        }
+        let minor = self
+            .minor
+            .checked_sub(other.minor)
+            .ok_or(MoneyError::Overflow)?;
+        Ok(Self { minor, ..self })
+    }
+
     /// The price of `quantity` units at this unit price.
     ///
     /// # Errors
@@ -104,6 +119,42 @@ impl Money {
             .checked_mul(i64::from(quantity))
             .ok_or(MoneyError::Overflow)?;
         Ok(Self { minor, ..self })
+    }
+}
+
+/// A share in hundredths of a percent, 0 to 10,000.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BasisPoints(u16);
+
+impl BasisPoints {
+    /// The whole.
+    pub const WHOLE: u16 = 10_000;
+
+    /// `points` hundredths of a percent.
+    ///
+    /// # Errors
+    /// [`MoneyError::BasisPoints`] beyond 10,000.
+    pub const fn new(points: u16) -> Result<Self, MoneyError> {
+        if points <= Self::WHOLE {
+            Ok(Self(points))
+        } else {
+            Err(MoneyError::BasisPoints(points))
+        }
+    }
+
+    /// The number of hundredths of a percent.
+    #[must_use]
+    pub const fn points(self) -> u16 {
+        self.0
+    }
+
+    /// This share of `amount`, rounded towards zero to a minor unit.
+    #[must_use]
+    pub fn of(self, amount: Money) -> Money {
+        let share = i128::from(amount.minor) * i128::from(self.0) / i128::from(Self::WHOLE);
+        // At most the amount itself, so it fits.
+        let minor = i64::try_from(share).unwrap_or(amount.minor);
+        Money { minor, ..amount }
     }
 }
 
@@ -119,6 +170,9 @@ pub enum MoneyError {
     /// Not a currency code.
     #[error("{0:?} is not three capital letters")]
     Currency(String),
+    /// More than the whole.
+    #[error("{0} basis points are more than 10000, the whole")]
+    BasisPoints(u16),
 }
 
 #[cfg(test)]
@@ -160,6 +214,21 @@ mod tests {
         assert_eq!(
             Money::new(1, Currency::CNY).checked_add(Money::new(1, euro)),
             Err(MoneyError::Mixed(Currency::CNY, euro))
+        );
+    }
+
+    #[test]
+    fn a_share_rounds_towards_zero_and_never_exceeds_the_whole() {
+        let share = |points, minor| {
+            let points = BasisPoints::new(points).unwrap();
+            points.of(Money::new(minor, Currency::CNY)).minor()
+        };
+        assert_eq!(share(1_500, 1_999), 299); // 299.85
+        assert_eq!(share(10_000, i64::MAX), i64::MAX);
+        assert_eq!(share(0, 1_999), 0);
+        assert_eq!(
+            BasisPoints::new(10_001),
+            Err(MoneyError::BasisPoints(10_001))
         );
     }
 

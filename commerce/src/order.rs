@@ -164,7 +164,9 @@ pub fn total(lines: &[Line]) -> Result<Money, Refusal> {
 fn refuse_total(error: MoneyError) -> Refusal {
     Refusal::Total(match error {
         MoneyError::Mixed(..) => TotalRefusal::MixedCurrencies,
-        MoneyError::Overflow | MoneyError::Currency(_) => TotalRefusal::Overflow,
+        MoneyError::Overflow | MoneyError::Currency(_) | MoneyError::BasisPoints(_) => {
+            TotalRefusal::Overflow
+        }
     })
 }
 
