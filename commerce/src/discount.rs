@@ -281,7 +281,8 @@ fn in_force<'r>(
     }
     let held = |rule: &&Rule| rule.holds_at(now_ms);
     for code in customer.coupons {
-        let known = |rule: &Rule| matches!(&rule.trigger, Trigger::Coupon { code: of, .. } if of == code);
+        let known =
+            |rule: &Rule| matches!(&rule.trigger, Trigger::Coupon { code: of, .. } if of == code);
         if !rules.iter().filter(held).any(known) {
             return Err(DiscountError::Coupon(code.clone()));
         }

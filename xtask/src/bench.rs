@@ -4,8 +4,10 @@
 //! one took: timings belong to the machine and the hour.
 
 mod accounting;
+mod commerce;
 mod edgemeter;
 mod load;
+mod open_loop;
 mod peers;
 mod proxy;
 mod site;
@@ -23,6 +25,9 @@ pub enum Bench {
     /// nginx, HAProxy, Envoy and edgemeter on the same work: CPU a request, latency, memory an
     /// idle connection, start time.
     Proxy(proxy::Options),
+    /// The order service: durable orders a second, direct and through the gateway, and what a
+    /// kill -9 leaves.
+    Commerce(commerce::Options),
 }
 
 /// Runs one bench.
@@ -32,6 +37,7 @@ pub enum Bench {
 pub fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Proxy(options) => proxy::run(options),
+        Bench::Commerce(options) => commerce::run(options),
     }
 }
 

@@ -18,6 +18,14 @@ pub fn allocate(amount: i64, weights: &[i64]) -> Vec<i64> {
     if sum == 0 {
         return vec![0; weights.len()];
     }
+    #[cfg(feature = "mutant-float-money")]
+    return in_floats(amount, &weights, sum);
+    #[cfg(not(feature = "mutant-float-money"))]
+    by_largest_remainder(amount, &weights, sum)
+}
+
+#[cfg(not(feature = "mutant-float-money"))]
+fn by_largest_remainder(amount: i64, weights: &[i128], sum: i128) -> Vec<i64> {
     let amount = i128::from(amount).clamp(0, sum);
     // 64-bit factors: the product fits 128 bits.
     let exact: Vec<i128> = weights.iter().map(|weight| amount * weight).collect();
@@ -37,6 +45,19 @@ pub fn allocate(amount: i64, weights: &[i64]) -> Vec<i64> {
         .into_iter()
         .map(|share| i64::try_from(share).unwrap_or(i64::MAX))
         .collect()
+}
+
+/// The classic bug: shares that are rounded one by one do not sum to the amount.
+#[cfg(feature = "mutant-float-money")]
+#[allow(
+    clippy::float_arithmetic,
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    reason = "a mutant"
+)]
+fn in_floats(amount: i64, weights: &[i128], sum: i128) -> Vec<i64> {
+    let share = |weight: &i128| (amount as f64 * (*weight as f64 / sum as f64)).round() as i64;
+    weights.iter().map(share).collect()
 }
 
 /// What `returned` units of a line give back, after `returned_before` of its `quantity`.

@@ -368,7 +368,10 @@ fn shares_go_to_the_largest_remainders() {
     assert_eq!(allocate(2, &[1, 1, 1]), [1, 1, 0]);
     assert_eq!(allocate(10, &[0, 5, -3]), [0, 5, 0]);
     assert_eq!(allocate(10, &[]), [0; 0]);
-    assert_eq!(allocate(i64::MAX, &[i64::MAX, i64::MAX])[0], i64::MAX / 2 + 1);
+    assert_eq!(
+        allocate(i64::MAX, &[i64::MAX, i64::MAX])[0],
+        i64::MAX / 2 + 1
+    );
 }
 
 fn any_strategy() -> impl Generator<Value = Strategy> {

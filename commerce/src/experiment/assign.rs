@@ -133,7 +133,10 @@ mod tests {
             bucket("one", &unit) < 5_000 && bucket("two", &unit) < 5_000
         });
         let both = both.count();
-        assert!((850..1_150).contains(&both), "{both} of 4000 in both halves");
+        assert!(
+            (850..1_150).contains(&both),
+            "{both} of 4000 in both halves"
+        );
     }
 
     #[test]

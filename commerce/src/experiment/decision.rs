@@ -39,8 +39,10 @@ impl Default for Policy {
     }
 }
 
-/// Customers per variant below which the bound for harm is not used: it is asymptotic.
-pub const HARM_UNITS_MIN: u64 = 200;
+/// Outcomes of the control below which the bound for harm is not used: it is asymptotic.
+/// They are counted as (Σx)² ∕ Σx², which is the number of conversions, and for revenue the
+/// number of equal orders that would scatter as much.
+const HARM_OUTCOMES_MIN: u128 = 50;
 /// A split less likely than this is a broken experiment.
 const SAMPLE_RATIO_P_MIN: f64 = 0.001;
 
@@ -105,9 +107,7 @@ pub fn assess(experiment: &Experiment, samples: &[Sample], elapsed_ms: i64) -> A
     let (policy, metric) = (&experiment.policy, experiment.metric);
     let treatments_known: Vec<Option<Posterior>> = treatments
         .iter()
-        .map(|treatment| {
-            statistics::posterior(control, treatment, metric, Some(Prior::DEFAULT))
-        })
+        .map(|treatment| statistics::posterior(control, treatment, metric, Some(Prior::DEFAULT)))
         .collect();
     let verdict = if let Some(harmful) = harmful(policy, metric, control, treatments) {
         Verdict::RollBack(harmful + 1)
@@ -141,16 +141,22 @@ fn harmful(
     control: &Sample,
     treatments: &[Sample],
 ) -> Option<usize> {
-    // One-sided: of the two-sided bound's alpha only the lower half can roll back, and the
-    // treatments share it.
-    let share = policy.harm_alpha_points.saturating_mul(2);
-    let alpha = statistics::fraction(share / u16::try_from(treatments.len().max(1)).unwrap_or(1));
+    // The treatments share the chance of a rollback for nothing.
+    let share = u16::try_from(treatments.len().max(1)).unwrap_or(1);
+    let alpha = statistics::fraction(policy.harm_alpha_points / share);
     let tuned_for = policy.units_min.saturating_mul(2);
     treatments.iter().position(|treatment| {
-        control.units.min(treatment.units) >= HARM_UNITS_MIN
+        outcomes(control) >= HARM_OUTCOMES_MIN
             && statistics::sequential_interval(control, treatment, metric, alpha, tuned_for)
                 .is_some_and(|(_, high)| high < statistics::negative(policy.harm_points))
     })
+}
+
+fn outcomes(sample: &Sample) -> u128 {
+    let sum = u128::from(sample.sum);
+    (sum * sum)
+        .checked_div(sample.sum_of_squares)
+        .unwrap_or_default()
 }
 
 /// The treatment most likely to win among those that pass.

@@ -79,7 +79,10 @@ impl History {
 
     /// As it was stored; what is missing is taken as rolled back to revision 0.
     #[must_use]
-    pub fn restore(stored: impl IntoIterator<Item = (Number, Digest, Standing)>, active: Number) -> Self {
+    pub fn restore(
+        stored: impl IntoIterator<Item = (Number, Digest, Standing)>,
+        active: Number,
+    ) -> Self {
         let mut history = Self::new();
         history.revisions.extend(
             stored
@@ -118,12 +121,15 @@ impl History {
         if let Some(harmful) = known(Standing::RolledBack) {
             return Err(Rejected::Harmful(harmful));
         }
-        if self.revisions.get(&self.active).is_some_and(|(of, _)| *of == digest) {
+        if self
+            .revisions
+            .get(&self.active)
+            .is_some_and(|(of, _)| *of == digest)
+        {
             return Err(Rejected::Active(self.active));
         }
         let number = self.revisions.keys().next_back().map_or(1, |last| last + 1);
-        self.revisions
-            .insert(number, (digest, Standing::Candidate));
+        self.revisions.insert(number, (digest, Standing::Candidate));
         self.active = number;
         Ok(number)
     }

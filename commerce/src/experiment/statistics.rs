@@ -168,8 +168,8 @@ pub fn sequential_interval(
 ) -> Option<(f64, f64)> {
     let (seen, variance) = lift(control, treatment, metric)?;
     let customers = real(u128::from(control.units) + u128::from(treatment.units));
-    let rho_squared = (-2.0 * alpha.ln() + (-2.0 * alpha.ln() + 1.0).ln())
-        / real(u128::from(tuned_for.max(1)));
+    let rho_squared =
+        (-2.0 * alpha.ln() + (-2.0 * alpha.ln() + 1.0).ln()) / real(u128::from(tuned_for.max(1)));
     let scale = customers * rho_squared + 1.0;
     let half_width = (variance * customers).sqrt()
         * (2.0 * scale * (scale.sqrt() / alpha).ln() / (customers.powi(2) * rho_squared)).sqrt();

@@ -8,6 +8,7 @@
 
 mod audit;
 mod catalogue;
+mod experiments;
 mod harness;
 mod metrics;
 mod orders;
