@@ -9,6 +9,7 @@
 //!
 //! Deliberately absent: environment variables and includes. What runs is what the file says.
 
+mod book;
 mod check;
 mod diff;
 mod fields;
@@ -32,6 +33,7 @@ use http::Method;
 
 pub use flow_abi::Direction;
 
+use crate::cost::{book::Book, usage::Way};
 use crate::money::{Currency, Rate};
 pub use crate::owner::Leg;
 
@@ -302,11 +304,37 @@ pub struct Route {
 pub struct Prices {
     /// Of every rate.
     pub currency: Currency,
-    /// At most one for each leg and direction.
+    /// What bills are made from: the file `prices.book`, or the rates below as one.
+    pub book: Arc<Book>,
+    /// At most one for each leg and direction. Of a book, the price per byte where it has one:
+    /// the first tier that costs something. Enough for a view, not for a bill.
     pub rates: Vec<Price>,
 }
 
 impl Prices {
+    /// The prices of a book.
+    pub fn of(book: Book) -> Self {
+        let mut rates: Vec<Price> = Vec::new();
+        for way in [Way::Rx, Way::Tx] {
+            for price in book
+                .skus
+                .iter()
+                .filter_map(|sku| book::first_rate(sku, way))
+            {
+                let known =
+                    |rate: &Price| (rate.leg, rate.direction) == (price.leg, price.direction);
+                if !rates.iter().any(known) {
+                    rates.push(price);
+                }
+            }
+        }
+        Self {
+            currency: book.currency,
+            book: Arc::new(book),
+            rates,
+        }
+    }
+
     /// The rate for bytes on this leg in this direction, if they cost anything.
     pub fn find(&self, leg: Leg, direction: Direction) -> Option<&Price> {
         self.rates

@@ -7,6 +7,7 @@
 mod balances;
 mod schema;
 mod store;
+mod usage;
 
 #[cfg(test)]
 mod tests;

@@ -112,6 +112,8 @@ impl FromStr for Nanos {
 pub struct UnitPrice(u64);
 
 impl UnitPrice {
+    /// Nothing.
+    pub const ZERO: Self = Self(0);
     const MAX: u64 = i64::MAX.unsigned_abs();
 
     /// The price in billionths of one currency unit.

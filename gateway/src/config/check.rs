@@ -10,8 +10,10 @@ use std::num::{NonZeroU64, NonZeroUsize};
 use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::book::shorthand_book;
 use super::fields::example;
 use super::problem::{ConfigError, Problem, Source, invalid, nearest, quoted};
 use super::raw::{
@@ -21,6 +23,8 @@ use super::{
     AccessLog, AccessLogTarget, Admin, Attach, Config, Direction, Gateway, KernelLog, Leg, Name,
     Observe, Price, Prices,
 };
+use crate::cost::book::Book;
+use crate::cost::exact::is_finite;
 use crate::money::{Currency, Rate, UnitPrice};
 
 const DEFAULT_STATE_DIR: &str = "/var/lib/edgemeter";
@@ -34,18 +38,9 @@ pub(super) fn check(
     base: &Path,
     raw: &RawConfig,
 ) -> Result<Config, ConfigError> {
-    let mut checker = Checker {
-        source,
-        base,
-        problems: Vec::new(),
-    };
-    match checker.config(raw) {
-        Some(config) if checker.problems.is_empty() => Ok(config),
-        _ => {
-            debug_assert!(!checker.problems.is_empty(), "refused without a reason");
-            Err(invalid(checker.problems))
-        }
-    }
+    let mut checker = Checker::new(source, base);
+    let config = checker.config(raw);
+    checker.finish(config)
 }
 
 pub(super) struct Checker<'a> {
@@ -69,7 +64,7 @@ impl Checker<'_> {
         };
         let traffic = self.traffic(raw, admin.as_ref().map(|admin| admin.listen));
         let prices = match &raw.prices {
-            Some(raw) => self.prices(raw).map(Some),
+            Some(raw) => self.prices(raw.span(), raw.get_ref()).map(Some),
             None => Some(None),
         };
         let traffic = traffic?;
@@ -245,8 +240,16 @@ impl Checker<'_> {
         })
     }
 
-    fn prices(&mut self, raw: &RawPrices) -> Option<Prices> {
-        let currency = self.parsed::<Currency>(&raw.currency, "prices.currency");
+    fn prices(&mut self, at: Range<usize>, raw: &RawPrices) -> Option<Prices> {
+        if let Some(book) = &raw.book {
+            return self.price_book(raw, book);
+        }
+        let Some(currency) = &raw.currency else {
+            let fix = "add `currency = \"USD\"` with [[prices.rates]], or `book = \"prices.toml\"`";
+            self.report(at, "prices.currency", "is missing, and so is `book`", fix);
+            return None;
+        };
+        let currency = self.parsed::<Currency>(currency, "prices.currency");
         let mut ids = Seen::default();
         let mut covered: Seen<(Leg, Direction)> = Seen::default();
         let mut rates = Vec::new();
@@ -270,6 +273,13 @@ impl Checker<'_> {
             let unit = self
                 .number::<u64>(Some(&raw.unit_bytes), &unit, 1..=i64::MAX, 1)
                 .and_then(NonZeroU64::new);
+            if unit.is_some_and(|unit| !is_finite(unit.get())) {
+                let wrong = "has other prime factors than 2 and 5: a quantity would have no \
+                             exact decimal";
+                let field = format!("{here}.unit_bytes");
+                let fix = "write such as 1000000000 or 1073741824";
+                self.report(raw.unit_bytes.span(), field, wrong, fix);
+            }
             if let (Some(leg), Some(direction)) = (leg, direction)
                 && let Some(first) = covered.insert((leg, direction), here.clone())
             {
@@ -293,15 +303,68 @@ impl Checker<'_> {
                 })
             })());
         }
+        let (currency, rates) = (currency?, rates.into_iter().collect::<Option<Vec<_>>>()?);
         Some(Prices {
-            currency: currency?,
-            rates: rates.into_iter().collect::<Option<_>>()?,
+            currency,
+            book: Arc::new(shorthand_book(currency, &rates)),
+            rates,
         })
+    }
+
+    /// A price book of its own file; its problems are this file's too.
+    fn price_book(&mut self, raw: &RawPrices, written: &Text) -> Option<Prices> {
+        if let Some(currency) = &raw.currency {
+            let fix = "delete it: the book says its currency";
+            self.report(
+                currency.span(),
+                "prices.currency",
+                "stands beside `book`",
+                fix,
+            );
+        }
+        if let Some(rate) = raw.rates.first() {
+            let fix = "keep `book` or [[prices.rates]]";
+            self.report(rate.span(), "prices.rates", "stands beside `book`", fix);
+        }
+        let path = self.path(written, "prices.book")?;
+        match Book::load(&path) {
+            Ok(book) => Some(Prices::of(book)),
+            Err(ConfigError::Invalid(problems)) => {
+                self.problems.extend(problems);
+                None
+            }
+            Err(ConfigError::Read { path, source }) => {
+                let wrong = format!("\"{}\" cannot be read: {source}", path.display());
+                let fix = "name a readable price book; relative paths start at the configuration \
+                           file's folder";
+                self.report(written.span(), "prices.book", wrong, fix);
+                None
+            }
+        }
     }
 }
 
 /// Checks every part of the file shares.
-impl Checker<'_> {
+impl<'a> Checker<'a> {
+    pub(super) fn new(source: &'a Source<'a>, base: &'a Path) -> Self {
+        Self {
+            source,
+            base,
+            problems: Vec::new(),
+        }
+    }
+
+    /// The checked value, or every problem found.
+    pub(super) fn finish<T>(self, checked: Option<T>) -> Result<T, ConfigError> {
+        match checked {
+            Some(value) if self.problems.is_empty() => Ok(value),
+            _ => {
+                debug_assert!(!self.problems.is_empty(), "refused without a reason");
+                Err(invalid(self.problems))
+            }
+        }
+    }
+
     pub(super) fn report(
         &mut self,
         at: Range<usize>,
@@ -351,7 +414,12 @@ impl Checker<'_> {
         }
     }
 
-    fn choice<T: Copy>(&mut self, text: &Text, field: &str, choices: &[(&str, T)]) -> Option<T> {
+    pub(super) fn choice<T: Copy>(
+        &mut self,
+        text: &Text,
+        field: &str,
+        choices: &[(&str, T)],
+    ) -> Option<T> {
         let written = text.get_ref();
         if let Some(&(_, value)) = choices.iter().find(|&&(name, _)| name == written) {
             return Some(value);
@@ -367,7 +435,7 @@ impl Checker<'_> {
     }
 
     /// For types whose own error says what is wrong and whose example says how it looks.
-    fn parsed<T: FromStr<Err: std::fmt::Display>>(
+    pub(super) fn parsed<T: FromStr<Err: std::fmt::Display>>(
         &mut self,
         text: &Text,
         field: &str,

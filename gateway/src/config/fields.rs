@@ -62,6 +62,7 @@ pub(super) const EXAMPLES: &[(&str, &str)] = &[
     ("routes.methods", r#"methods = ["GET"]"#),
     ("routes.upstream", r#"upstream = "orders""#),
     ("prices", "[prices]"),
+    ("prices.book", r#"book = "prices.toml""#),
     ("prices.currency", r#"currency = "USD""#),
     ("prices.rates", "[[prices.rates]]"),
     ("prices.rates.id", r#"id = "internet-out""#),
@@ -69,6 +70,81 @@ pub(super) const EXAMPLES: &[(&str, &str)] = &[
     ("prices.rates.direction", r#"direction = "tx""#),
     ("prices.rates.price", r#"price = "0.09""#),
     ("prices.rates.unit_bytes", "unit_bytes = 1073741824"),
+];
+
+/// The same for a price book, whose fields begin at its own top.
+pub(super) const BOOK_EXAMPLES: &[(&str, &str)] = &[
+    ("currency", r#"currency = "USD""#),
+    ("timezone", r#"timezone = "UTC""#),
+    ("account", "[account]"),
+    ("account.id", r#"id = "123456""#),
+    ("account.name", r#"name = "shop""#),
+    ("account.provider", r#"provider = "example-cloud""#),
+    ("account.region", r#"region = "cn-hangzhou""#),
+    ("account.region_name", r#"region_name = "Hangzhou""#),
+    (
+        "account.availability_zone",
+        r#"availability_zone = "cn-hangzhou-h""#,
+    ),
+    ("fx", "[[fx]]"),
+    ("fx.from", r#"from = "USD""#),
+    ("fx.to", r#"to = "CNY""#),
+    ("fx.rate", r#"rate = "7.12""#),
+    ("fx.as_of", r#"as_of = "2026-11-01""#),
+    ("skus", "[[skus]]"),
+    ("skus.id", r#"id = "internet-out""#),
+    ("skus.description", r#"description = "to the internet""#),
+    ("skus.source", r#"source = "price list, read 2026-11-01""#),
+    (
+        "skus.bill_names",
+        r#"bill_names = ["DataTransfer-Out-Bytes"]"#,
+    ),
+    ("skus.currency", r#"currency = "USD""#),
+    ("skus.leg", r#"leg = "client""#),
+    ("skus.direction", r#"direction = "tx""#),
+    ("skus.class", r#"class = "internet""#),
+    ("skus.interfaces", r#"interfaces = ["eth0"]"#),
+    ("skus.basis", r#"basis = "bytes""#),
+    ("skus.unit_bytes", "unit_bytes = 1073741824"),
+    ("skus.tier_mode", r#"tier_mode = "graduated""#),
+    ("skus.pool", r#"pool = "account-month""#),
+    ("skus.free_units", "free_units = 100"),
+    ("skus.price", r#"price = "0.09""#),
+    (
+        "skus.tiers",
+        r#"tiers = [{ to = 10240, price = "0.09" }, { price = "0.085" }]"#,
+    ),
+    ("skus.tiers.to", "to = 10240"),
+    ("skus.tiers.price", r#"price = "0.09""#),
+    (
+        "skus.adders",
+        r#"adders = [{ id = "nat", price = "0.045" }]"#,
+    ),
+    ("skus.adders.id", r#"id = "nat""#),
+    ("skus.adders.price", r#"price = "0.045""#),
+    ("skus.fixed_per_day", r#"fixed_per_day = "0.48""#),
+    ("skus.sample_s", "sample_s = 300"),
+    ("skus.mbps_decimals", "mbps_decimals = 6"),
+    ("skus.method", "method = { drop_top_pct = 5 }"),
+    ("skus.method.day_rank", "day_rank = 5"),
+    ("skus.method.month_mean_top", "month_mean_top = 5"),
+    ("skus.method.drop_top_pct", "drop_top_pct = 5"),
+    ("skus.commit", "commit = { cap_mbps = 500, floor_pct = 20 }"),
+    ("skus.commit.cap_mbps", "cap_mbps = 500"),
+    ("skus.commit.floor_pct", "floor_pct = 20"),
+    ("skus.commit.from", r#"from = "2026-11-01""#),
+    ("skus.commit.until", r#"until = "2026-12-01""#),
+    ("skus.prorate", r#"prorate = "valid_days""#),
+    ("skus.from", r#"from = "2026-11-01""#),
+    ("skus.until", r#"until = "2026-12-01""#),
+    ("compute", "[[compute]]"),
+    ("compute.id", r#"id = "core""#),
+    (
+        "compute.source",
+        r#"source = "price list, read 2026-11-01""#,
+    ),
+    ("compute.core_hour", r#"core_hour = "0.04""#),
+    ("compute.gib_hour", r#"gib_hour = "0.004""#),
 ];
 
 /// The line to write for a field such as `routes[3].path`.
@@ -79,6 +155,7 @@ pub(super) fn example(field: &str) -> Option<&'static str> {
         .collect();
     EXAMPLES
         .iter()
+        .chain(BOOK_EXAMPLES)
         .find(|&&(path, _)| path == plain)
         .map(|&(_, line)| line)
 }

@@ -106,6 +106,17 @@ impl Listing<'_> {
         let Some(prices) = &self.0.prices else {
             return writeln!(f, "prices      none: bytes are counted, not priced");
         };
+        if prices.book.file != "[prices]" {
+            return writeln!(
+                f,
+                "prices      {} ({} SKUs, {}, {}, sha256 {})",
+                prices.book.file,
+                prices.book.skus.len(),
+                prices.currency,
+                prices.book.zone.name(),
+                &prices.book.hash[..12]
+            );
+        }
         for price in &prices.rates {
             let leg = match price.leg {
                 Leg::Client => "client",

@@ -28,7 +28,7 @@ pub(super) struct RawConfig {
     pub(super) upstreams: Vec<RawUpstream>,
     #[serde(default)]
     pub(super) routes: Vec<Spanned<RawRoute>>,
-    pub(super) prices: Option<RawPrices>,
+    pub(super) prices: Option<Spanned<RawPrices>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -147,7 +147,8 @@ pub(super) struct RawPath {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table")]
 pub(super) struct RawPrices {
-    pub(super) currency: Text,
+    pub(super) book: Option<Text>,
+    pub(super) currency: Option<Text>,
     #[serde(default)]
     pub(super) rates: Vec<Spanned<RawRate>>,
 }

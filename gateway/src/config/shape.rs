@@ -1,19 +1,18 @@
-//! Text to [`RawConfig`]: every syntax error at once, else every unknown field and wrong type.
+//! Text to a raw configuration or price book: every syntax error at once, else every unknown field and wrong type.
 //!
 //! serde stops at its first error and knows where but not in which field. So the parsed document is
 //! kept beside it: the error's span finds the field, the field is mended, and serde tries again.
 
 use std::ops::Range;
 
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue};
 
 use super::fields::example;
 use super::problem::{ConfigError, Problem, Source, invalid, nearest, quoted};
-use super::raw::RawConfig;
 
-pub(super) fn read(source: &Source<'_>) -> Result<RawConfig, ConfigError> {
+pub(super) fn read<T: DeserializeOwned>(source: &Source<'_>) -> Result<T, ConfigError> {
     let (mut document, errors) = DeTable::parse_recoverable(source.text);
     if !errors.is_empty() {
         let problems = errors.iter().map(|error| syntax(source, &document, error));
@@ -21,7 +20,7 @@ pub(super) fn read(source: &Source<'_>) -> Result<RawConfig, ConfigError> {
     }
     let mut problems = Vec::new();
     loop {
-        let error = match RawConfig::deserialize(toml::Deserializer::from(document.clone())) {
+        let error = match T::deserialize(toml::Deserializer::from(document.clone())) {
             Ok(raw) if problems.is_empty() => return Ok(raw),
             Ok(_) => return Err(invalid(problems)),
             Err(error) => error,

@@ -271,7 +271,8 @@ fn every_field_has_an_example_that_is_right() {
             _ => {}
         }
     }
-    let mut paths = Vec::new();
+    // The one field that excludes others of the full file.
+    let mut paths = vec!["prices.book".to_owned()];
     fields(DeTable::parse(FULL).unwrap().get_ref(), "", &mut paths);
     paths.sort();
     paths.dedup();

@@ -364,7 +364,7 @@ impl Ledger {
         Ok(balances)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Connection> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Connection> {
         self.connection
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -377,7 +377,7 @@ impl Ledger {
         }
     }
 
-    fn ok<T>(&self, result: rusqlite::Result<T>) -> Result<T, LedgerError> {
+    pub(super) fn ok<T>(&self, result: rusqlite::Result<T>) -> Result<T, LedgerError> {
         result.map_err(|error| self.error(error.to_string()))
     }
 
@@ -420,7 +420,7 @@ impl OwnerStore for Ledger {
     }
 }
 
-fn direction(number: u32) -> Direction {
+pub(super) fn direction(number: u32) -> Direction {
     if number == 0 {
         Direction::Rx
     } else {
