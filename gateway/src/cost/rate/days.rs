@@ -26,7 +26,7 @@ impl Days {
             month: period,
             list: book.zone.days(period),
             until: until.min(period.end),
-            zone: book.zone.clone(),
+            zone: book.zone,
         }
     }
 
