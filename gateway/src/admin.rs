@@ -18,19 +18,26 @@ use http::{Method, Response, header};
 use pingora::{apps::http_app::ServeHttp, protocols::http::ServerSession};
 use prometheus_client::{encoding::text::encode, registry::Registry};
 
-use crate::{export::WireView, reload::Reloader};
+use crate::{
+    connections::{Connections, Filter},
+    export::WireView,
+    kernel::events::monotonic_ns,
+    reload::Reloader,
+};
 use token::Token;
 
 /// The page at `/`: no server-side part, it reads `/metrics`.
 const PAGE: &str = include_str!("admin/page.html");
 
-/// Serves `/`, `/metrics`, `/livez` and `/readyz` to everybody; with the token `GET /config` and
-/// `POST /reload`.
+/// Serves `/`, `/metrics`, `/livez` and `/readyz` to everybody; with the token `GET /config`,
+/// `/connections` and `/events`, and `POST /reload`.
 pub struct Admin {
     /// Every metric.
     pub registry: Registry,
     /// What the collector published last.
     pub view: Arc<Mutex<WireView>>,
+    /// What sockets told.
+    pub connections: Arc<Connections>,
     /// Listeners, to be bound before the gateway is ready.
     pub listeners: Vec<SocketAddr>,
     /// True once all of them were seen listening.
@@ -46,7 +53,10 @@ impl ServeHttp for Admin {
     async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
         let request = session.req_header();
         let (method, path) = (request.method.clone(), request.uri.path().to_owned());
-        if matches!(path.as_str(), "/config" | "/reload") {
+        if matches!(
+            path.as_str(),
+            "/config" | "/reload" | "/connections" | "/events"
+        ) {
             let given = request.headers.get(header::AUTHORIZATION);
             if !self
                 .token
@@ -54,7 +64,8 @@ impl ServeHttp for Admin {
             {
                 return answer(401, "text/plain", UNAUTHORIZED.into());
             }
-            return self.control(&method, &path).await;
+            let query = request.uri.query().unwrap_or("").to_owned();
+            return self.control(&method, &path, &query).await;
         }
         match path.as_str() {
             "/" => answer(200, "text/html; charset=utf-8", PAGE.into()),
@@ -75,11 +86,13 @@ const UNAUTHORIZED: &str =
 
 /// For who has the token.
 impl Admin {
-    async fn control(&self, method: &Method, path: &str) -> Response<Vec<u8>> {
+    async fn control(&self, method: &Method, path: &str, query: &str) -> Response<Vec<u8>> {
         match (method, path) {
             (&Method::GET, "/config") => {
                 answer(200, "application/toml", self.reloader.text().to_string())
             }
+            (&Method::GET, "/connections") => self.connections(query),
+            (&Method::GET, "/events") => json(&self.connections.events()),
             (&Method::POST, "/reload") => {
                 let reloader = Arc::clone(&self.reloader);
                 match tokio::task::spawn_blocking(move || reloader.reload()).await {
@@ -91,7 +104,11 @@ impl Admin {
                     Err(panicked) => answer(500, "text/plain", format!("{panicked}\n")),
                 }
             }
-            _ => answer(405, "text/plain", "GET /config or POST /reload\n".into()),
+            _ => answer(
+                405,
+                "text/plain",
+                "GET /config, /connections or /events, or POST /reload\n".into(),
+            ),
         }
     }
 }
@@ -110,6 +127,13 @@ impl Admin {
                 "text/plain",
                 format!("cannot encode metrics: {error}\n"),
             ),
+        }
+    }
+
+    fn connections(&self, query: &str) -> Response<Vec<u8>> {
+        match Filter::from_query(query) {
+            Ok(filter) => json(&self.connections.rows(&filter, monotonic_ns())),
+            Err(error) => answer(400, "text/plain", format!("{error}\n")),
         }
     }
 
@@ -140,6 +164,13 @@ impl Admin {
             "last_reload_unix_seconds": last.unix_seconds,
             "last_reload_refused": last.refused,
         });
+        for feature in &self.connections.features {
+            if let Err(why) = &feature.result {
+                body["missing"][feature.name] = serde_json::json!({
+                    "why": why, "lost": feature.lost
+                });
+            }
+        }
         answer(200, "application/json", format!("{body}\n"))
     }
 }
@@ -177,6 +208,20 @@ fn listening_ports() -> HashSet<u16> {
             ports.collect::<Vec<_>>()
         })
         .collect()
+}
+
+fn json<T: serde::Serialize>(rows: &[T]) -> Response<Vec<u8>> {
+    // A row a line: people read it, and grep does.
+    let mut text = String::from("[");
+    for (index, row) in rows.iter().enumerate() {
+        text.push_str(if index == 0 { "\n" } else { ",\n" });
+        match serde_json::to_string(row) {
+            Ok(row) => text.push_str(&row),
+            Err(error) => return answer(500, "text/plain", format!("{error}\n")),
+        }
+    }
+    text.push_str("\n]\n");
+    answer(200, "application/json", text)
 }
 
 fn answer(status: u16, content_type: &str, body: String) -> Response<Vec<u8>> {

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use flow_abi::{Endpoint, side};
+use flow_abi::{Connection, Endpoint, side};
 use pingora::{
     apps::http_app::ServeHttp,
     listeners::tls::TlsSettings,
@@ -27,8 +27,11 @@ use crate::{
     attribution::Claims,
     collector::{Collector, CollectorThread},
     config::{Attach, Config, KernelLog, ListenerIndex, Observe, UpstreamIndex},
-    export::{ConfigMetrics, RequestMetrics, WireMetrics, WireView},
-    kernel::{AttachMode, Kernel, NamedEndpoint, Options},
+    connections::{self, Connections, Watcher, WatcherThread},
+    export::{
+        ConfigMetrics, ConnectionMetrics, KernelTables, RequestMetrics, WireMetrics, WireView,
+    },
+    kernel::{self, AttachMode, Kernel, NamedEndpoint, Options, Watch},
     ledger::Ledger,
     owner::Owners,
     proxy::{
@@ -59,16 +62,17 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
         lock(&view).degraded = Some(reason.clone());
         lock(&view).balances = ledger.balances()?;
     }
-    let (kernel, slots, meter) = match observed {
+    let (kernel, slots, meter, watch) = match observed {
         Ok(Observed {
             kernel,
             slots,
             meter,
-        }) => (Some(kernel), Some(slots), meter),
+            watch,
+        }) => (Some(kernel), Some(slots), meter, watch),
         Err(reason) => {
             log::warn!("running degraded, wire bytes are not counted: {reason}");
             let meter = Meter::new(None, Arc::clone(&owners), Arc::clone(&claims));
-            (None, None, meter)
+            (None, None, meter, None)
         }
     };
 
@@ -94,6 +98,7 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
         access_log,
     });
     let config = shared.generation.load().config.clone();
+    let (connections, watcher) = watch_connections(&shared, watch, &mut registry)?;
     let endpoint_map = kernel
         .as_ref()
         .map(|kernel| kernel.maps.endpoint_map())
@@ -111,6 +116,7 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
     let admin = Admin {
         registry,
         view: Arc::clone(&view),
+        connections,
         // Port 0 is the kernel's choice, which nobody can wait for.
         listeners: config
             .listeners
@@ -128,6 +134,9 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
         collector.stop();
         log::info!("posted; the kernel keeps counting until `edgemeter detach`");
     }
+    if let Some(watcher) = watcher {
+        watcher.stop();
+    }
     if let Some(log) = &shared.access_log {
         log.close();
     }
@@ -139,6 +148,7 @@ struct Observed {
     kernel: Kernel,
     slots: Arc<Slots>,
     meter: Meter,
+    watch: Option<Watch>,
 }
 
 /// Starts the kernel side; the inner error is why the gateway runs degraded.
@@ -171,6 +181,14 @@ fn observe_interfaces(
     for notice in &kernel.notices {
         log::warn!("{notice}");
     }
+    // Before the listeners are made: their accepted connections inherit whose they are.
+    let watch = match kernel::namespace_cookie() {
+        Ok(cookie) => Some(kernel.watch(&[(cookie, 0)])?),
+        Err(error) => {
+            log::warn!("connections are not watched, Linux 5.14 names namespaces: {error}");
+            None
+        }
+    };
     let (socket_slots, flows) = (kernel.socket_slots.try_clone()?, kernel.flows.try_clone()?);
     let slots = Slots::open(&kernel.slots, socket_slots, flows, kernel.slots_len)
         .context("cannot map the connection slots")?;
@@ -206,7 +224,47 @@ fn observe_interfaces(
         kernel,
         slots,
         meter,
+        watch,
     })
+}
+
+/// Starts listening to the socket programs; what does not work here is said.
+fn watch_connections(
+    shared: &Arc<Shared>,
+    watch: Option<Watch>,
+    registry: &mut Registry,
+) -> anyhow::Result<(Arc<Connections>, Option<WatcherThread>)> {
+    let metrics = ConnectionMetrics::new(registry);
+    let (features, ring, maps, reasons) = match watch {
+        Some(watch) => (
+            watch.features,
+            watch.events,
+            Some(watch.maps),
+            watch.types.drop_reasons,
+        ),
+        None => Default::default(),
+    };
+    for feature in &features {
+        match &feature.result {
+            Ok(place) => log::info!("{}: {place}", feature.name),
+            Err(why) => log::warn!(
+                "{} does not work: {why}; lost: {}",
+                feature.name,
+                feature.lost
+            ),
+        }
+    }
+    let shared = Arc::clone(shared);
+    let place = move |connection: &Connection| {
+        connections::place(&shared.generation.load().config, connection)
+    };
+    let connections = Arc::new(Connections::new(Box::new(place), features, reasons, maps));
+    registry.register_collector(Box::new(KernelTables(Arc::clone(&connections))));
+    let watcher = ring
+        .map(|ring| Watcher::new(Arc::clone(&connections), metrics, ring).start())
+        .transpose()
+        .context("cannot start the reader of kernel events")?;
+    Ok((connections, watcher))
 }
 
 /// What the configuration asks of the kernel side.

@@ -68,6 +68,7 @@ pub fn examine(config: &Config) -> (String, bool) {
             lost: "everything the kernel counts",
             required: true,
         });
+        findings.extend(features(&kernel_options(observe)));
         for interface in &observe.interfaces {
             findings.push(Finding {
                 what: "interface",
@@ -100,7 +101,7 @@ fn render(findings: &[Finding], observes: bool) -> (String, bool) {
             }
             Err(why) => ("absent ", format!("{why}; lost: {}", finding.lost)),
         };
-        let _ = writeln!(text, "{mark}  {:<13} {words}", finding.what);
+        let _ = writeln!(text, "{mark}  {:<15} {words}", finding.what);
     }
     let verdict = match (observes, fit) {
         (false, _) => "observe is absent or disabled: the gateway serves and counts no wire bytes",
@@ -168,6 +169,23 @@ fn programs(options: &Options) -> Result<String, String> {
         "load and verify; {} flows, {} connections, {} accounts",
         options.flows_max, options.connections_max, options.accounts_max
     ))
+}
+
+/// The socket programs, attached for a moment: each works or fails alone.
+fn features(options: &Options) -> Vec<Finding> {
+    match kernel::try_features(options) {
+        // "programs" has said it.
+        Err(_) => Vec::new(),
+        Ok(features) => features
+            .into_iter()
+            .map(|feature| Finding {
+                what: feature.name,
+                result: feature.result,
+                lost: feature.lost,
+                required: false,
+            })
+            .collect(),
+    }
 }
 
 fn interface_kind(interface: &str) -> Result<String, String> {

@@ -6,9 +6,12 @@
 
 mod attach;
 mod batch;
+pub mod events;
+mod layout;
 mod maps;
 mod object;
 mod pins;
+mod watch;
 
 use std::{
     os::fd::{AsFd, OwnedFd},
@@ -23,9 +26,12 @@ use aya::{
 use flow_abi::name;
 
 pub use attach::{AttachMode, AttachedLink, remove_clsact};
+pub use layout::KernelTypes;
 pub use maps::{EndpointMap, Maps, NamedEndpoint, Reading, unaccounted};
 pub use object::OBJECT_VARIABLE;
 pub use pins::PinDirectory;
+pub(crate) use watch::cgroup2;
+pub use watch::{Feature, Watch, WatchMaps, namespace_cookie};
 
 /// What the kernel side needs to know.
 #[derive(Clone, Debug)]
@@ -96,6 +102,7 @@ pub struct Kernel {
     _lock: Option<std::fs::File>,
     // Holds the programs, and the links where nothing is pinned.
     ebpf: Ebpf,
+    types: KernelTypes,
     /// Prints the programs' own log lines while it lives.
     pub log: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
 }
@@ -113,7 +120,8 @@ impl Kernel {
         if let Some(pins) = &pins {
             notices = pins.check(options)?;
         }
-        let mut ebpf = load(&object, options, pins.as_ref())?;
+        let types = kernel_types();
+        let mut ebpf = load(&object, options, pins.as_ref(), &types)?;
         let log = (options.log_level > 0)
             .then(|| aya_log::EbpfLogger::init(&mut ebpf))
             .transpose()
@@ -143,6 +151,7 @@ impl Kernel {
             pins,
             _lock: lock,
             ebpf,
+            types,
             log,
         })
     }
@@ -176,9 +185,27 @@ impl Kernel {
 /// See [`KernelError`].
 pub fn load_for_test(options: &Options) -> Result<(Ebpf, Maps), KernelError> {
     let object = object::bytes().map_err(KernelError::Object)?;
-    let mut ebpf = load(&object, options, None)?;
+    let mut ebpf = load(&object, options, None, &kernel_types())?;
     let maps = load_programs(&mut ebpf)?;
     Ok((ebpf, maps))
+}
+
+/// Loads and attaches the socket programs, sees whether each works, and takes them off again.
+///
+/// # Errors
+/// See [`KernelError`].
+pub fn try_features(options: &Options) -> Result<Vec<Feature>, KernelError> {
+    let object = object::bytes().map_err(KernelError::Object)?;
+    let mut ebpf = load(&object, options, None, &kernel_types())?;
+    Ok(watch::attach(&mut ebpf))
+}
+
+/// Without them, what depends on kernel structures is off, and says so.
+fn kernel_types() -> KernelTypes {
+    KernelTypes::read().unwrap_or_else(|error| {
+        log::warn!("the kernel's types cannot be read: {error}");
+        KernelTypes::default()
+    })
 }
 
 fn load_programs(ebpf: &mut Ebpf) -> Result<Maps, KernelError> {
@@ -201,9 +228,12 @@ fn load(
     object: &[u8],
     options: &Options,
     pins: Option<&PinDirectory>,
+    types: &KernelTypes,
 ) -> Result<Ebpf, KernelError> {
     let mut loader = EbpfLoader::new();
     loader
+        .map_max_entries(name::CONNECTIONS, options.flows_max)
+        .override_global(name::KERNEL_LAYOUT, &types.layout, true)
         .map_max_entries(name::FLOWS, options.flows_max)
         .map_max_entries(name::ACCOUNTS, options.accounts_max)
         .map_max_entries(name::SLOTS, options.connections_max)

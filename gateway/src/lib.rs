@@ -18,6 +18,7 @@ pub mod app;
 pub mod attribution;
 pub mod collector;
 pub mod config;
+pub mod connections;
 pub mod cost;
 pub mod doctor;
 pub mod export;

@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 use edgemeter::{
     admin, app,
     config::{Config, Effect},
+    connections::{self, Filter},
     doctor, kernel, report,
 };
 
@@ -34,6 +35,8 @@ enum Command {
     Doctor(ConfigArgument),
     /// Print what the ledger holds, by route, with the conservation line. Works while serving.
     Report(ConfigArgument),
+    /// Ask the running gateway for its TCP connections and whose they are.
+    Connections(ConnectionsArguments),
     /// Take the kernel programs off and drop their counters. Post them first: run until idle.
     Detach(ConfigArgument),
 }
@@ -52,6 +55,54 @@ struct DiffArguments {
     /// Compare with this file; else with what the gateway at `admin.listen` runs.
     #[arg(long, value_name = "FILE")]
     against: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
+struct ConnectionsArguments {
+    #[command(flatten)]
+    config: ConfigArgument,
+    /// Either address lies in this prefix, such as 10.0.0.0/8.
+    #[arg(long)]
+    cidr: Option<String>,
+    /// Either port.
+    #[arg(long)]
+    port: Option<u16>,
+    /// tcp.
+    #[arg(long)]
+    protocol: Option<String>,
+    /// Process id, command, container id or its beginning, cgroup path, listener or upstream.
+    #[arg(long)]
+    owner: Option<String>,
+    /// open, closed or all.
+    #[arg(long, default_value = "open")]
+    state: String,
+    /// At most so many, newest first.
+    #[arg(long, default_value_t = 1000)]
+    limit: usize,
+    /// As the gateway answers, with every field.
+    #[arg(long)]
+    json: bool,
+}
+
+impl ConnectionsArguments {
+    fn filter(&self) -> Result<Filter, connections::FilterError> {
+        let port = self.port.map(|port| port.to_string());
+        let limit = self.limit.to_string();
+        let mut filter = Filter::default();
+        for (name, value) in [
+            ("cidr", self.cidr.as_deref()),
+            ("port", port.as_deref()),
+            ("protocol", self.protocol.as_deref()),
+            ("owner", self.owner.as_deref()),
+            ("state", Some(self.state.as_str())),
+            ("limit", Some(limit.as_str())),
+        ] {
+            if let Some(value) = value {
+                filter.set(name, value)?;
+            }
+        }
+        Ok(filter)
+    }
 }
 
 fn main() -> ExitCode {
@@ -90,6 +141,13 @@ fn execute(command: Command) -> anyhow::Result<()> {
         }
         Command::Report(argument) => {
             print!("{}", report::render(&Config::load(argument.config)?)?);
+            Ok(())
+        }
+        Command::Connections(arguments) => {
+            let filter = arguments.filter()?;
+            let config = Config::load(&arguments.config.config)?;
+            let text = connections::print(&config.admin, &filter, arguments.json)?;
+            print!("{text}");
             Ok(())
         }
         Command::Detach(argument) => {

@@ -21,11 +21,15 @@
 #![no_std]
 
 pub mod account;
+pub mod connection;
+pub mod event;
 pub mod flow;
 mod layout;
 pub mod slot;
 
 pub use account::{Account, AccountKey, Cell, Direction, InterfaceCells, cell};
+pub use connection::{Connection, KernelLayout, Process, via};
+pub use event::{ConnectionEvent, DropCount, DropKey, EventHead, PacketEvent, kind};
 pub use flow::{Endpoint, EndpointKey, FlowCounters, FlowKey, flow_flag, side};
 pub use slot::{RANGES, Range, Slot, SocketSlot, closed};
 
@@ -51,6 +55,36 @@ pub mod name {
     pub const SOCKET_SLOTS: &str = "SOCKET_SLOTS";
     /// PERCPU_ARRAY of [`crate::Cell`] by direction: frames of an interface that has no cells.
     pub const ORPHANS: &str = "ORPHANS";
+    /// HASH socket cookie → [`crate::Connection`].
+    pub const CONNECTIONS: &str = "CONNECTIONS";
+    /// SK_STORAGE of [`crate::Process`], cloned from a listening socket to what it accepts.
+    pub const PROCESSES: &str = "PROCESSES";
+    /// HASH cookie of an observed network namespace → its number (0: the gateway's own).
+    pub const NAMESPACES: &str = "NAMESPACES";
+    /// RINGBUF of [`crate::ConnectionEvent`] and [`crate::PacketEvent`].
+    pub const EVENTS: &str = "EVENTS";
+    /// PERCPU_ARRAY of u64 by [`crate::kind`]: events lost because the ring was full.
+    pub const EVENTS_LOST: &str = "EVENTS_LOST";
+    /// PERCPU_ARRAY of one u64: connections that found the table full.
+    pub const CONNECTIONS_LOST: &str = "CONNECTIONS_LOST";
+    /// HASH [`crate::DropKey`] → [`crate::DropCount`].
+    pub const DROPS: &str = "DROPS";
+    /// Read-only [`crate::KernelLayout`].
+    pub const KERNEL_LAYOUT: &str = "KERNEL_LAYOUT";
+    /// sock_ops program: a connection's life.
+    pub const CONNECTION_LIFE: &str = "connection_life";
+    /// cgroup program at socket(): whose it is.
+    pub const SOCKET_MADE: &str = "socket_made";
+    /// cgroup programs at connect(): whose it is.
+    pub const CONNECT_V4: &str = "connect_v4";
+    /// As [`CONNECT_V4`], for IPv6 sockets.
+    pub const CONNECT_V6: &str = "connect_v6";
+    /// Tracepoint program at `kfree_skb`.
+    pub const FRAME_DROPPED: &str = "frame_dropped";
+    /// Tracepoint program at `tcp_send_reset`.
+    pub const RESET_SENT: &str = "reset_sent";
+    /// Tracepoint program at `tcp_receive_reset`.
+    pub const RESET_RECEIVED: &str = "reset_received";
     /// TC program for frames an interface receives.
     pub const INGRESS: &str = "meter_ingress";
     /// TC program for frames an interface sends.

@@ -4,7 +4,12 @@
 //! bytes and adds them to the interface's total, to a flow and to the account of whoever owns
 //! them ([`ranges`] for sent TCP payload), or to a cell that says why not.
 //!
-//! Observers never change a packet's fate: both programs return `TC_ACT_UNSPEC` on every path, so
+//! Beside them, programs that know sockets: [`process`] remembers who made a socket, [`connection`]
+//! follows a connection from SYN to CLOSE, [`drops`] says what this host threw away and why, and
+//! [`event`] carries all three out at once. None of them is needed to count a byte; each loads and
+//! fails alone.
+//!
+//! Observers never change a packet's fate: both TC programs return `TC_ACT_UNSPEC` on every path, the cgroup programs always allow, so
 //! the next program in the chain, or the stack, decides.
 #![no_std]
 #![no_main]
@@ -12,8 +17,12 @@
 #![allow(internal_features)]
 
 mod account;
+mod connection;
+mod drops;
+mod event;
 mod maps;
 mod parse;
+mod process;
 mod ranges;
 
 use aya_ebpf::{bindings::TC_ACT_UNSPEC, macros::classifier, programs::TcContext};

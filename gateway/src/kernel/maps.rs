@@ -332,7 +332,7 @@ fn sum_accounts(a: &Account, b: &Account) -> Account {
     }
 }
 
-fn read_pod<T: aya::Pod>(bytes: &[u8]) -> T {
+pub(super) fn read_pod<T: aya::Pod>(bytes: &[u8]) -> T {
     assert!(bytes.len() >= size_of::<T>());
     // SAFETY: the length was checked, T is Pod, and the read is unaligned.
     unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) }
