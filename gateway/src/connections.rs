@@ -23,7 +23,7 @@ use flow_abi::{Connection, DropCount, DropKey, kind};
 pub use command::print;
 pub use ended::End;
 pub use owner::Cgroups;
-pub use view::{Filter, FilterError, leg_word};
+pub use view::{EventLine, Filter, FilterError, OwnerRow, Row, leg_word};
 pub use watcher::{Watcher, WatcherThread};
 
 use crate::{
@@ -67,7 +67,7 @@ pub struct Connections {
 #[derive(Default)]
 struct Memory {
     closed: VecDeque<Connection>,
-    events: VecDeque<view::EventLine>,
+    events: VecDeque<EventLine>,
 }
 
 impl Connections {
@@ -182,7 +182,7 @@ impl Connections {
         memory.closed.push_back(connection);
     }
 
-    fn remember_event(&self, line: view::EventLine) {
+    fn remember_event(&self, line: EventLine) {
         let mut memory = self.memory();
         if memory.events.len() == EVENTS_MAX {
             memory.events.pop_front();

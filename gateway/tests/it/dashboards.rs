@@ -41,6 +41,13 @@ fn every_panel_and_rule_asks_for_metrics_that_exist() {
     let plan = site.plan(GATEWAY_TO_CLIENT.v4.into(), true, Protocol::Http1, 30);
     load::run(&site.hosts.client, &plan).unwrap();
     site.quiet();
+    // Nobody listens there: the host drops the SYN, and counts it.
+    let nowhere = (GATEWAY_TO_CLIENT.v4, 7);
+    let refused = site
+        .hosts
+        .client
+        .run(|| std::net::TcpStream::connect(nowhere).is_err());
+    assert!(refused.unwrap());
     let (_, gateway) = site.get("/metrics").unwrap();
 
     let binary = host::target_directory().join("debug").join("commerce");

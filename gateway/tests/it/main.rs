@@ -5,6 +5,7 @@
 // the helpers they share are not.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod connections;
 mod dashboards;
 mod degraded;
 mod differential;
