@@ -178,10 +178,8 @@ impl ConnectionMetrics {
             "Frames that said window 0 on connections that are over, by who sent them",
             metrics.zero_windows.clone(),
         );
-        for number in 1..kind::COUNT {
-            let labels = EventLabels {
-                event: kind::NAMES[number],
-            };
+        for event in kind::NAMES.into_iter().skip(1) {
+            let labels = EventLabels { event };
             let _ = metrics.events.get_or_create(&labels);
             let _ = metrics.delay.get_or_create(&labels);
         }
@@ -299,11 +297,8 @@ impl Collector for KernelTables {
             MetricType::Counter,
         )?;
         let counts = connections.events_lost();
-        for number in 1..kind::COUNT {
-            let labels = EventLabels {
-                event: kind::NAMES[number],
-            };
-            ConstCounter::new(counts[number]).encode(lost.encode_family(&labels)?)?;
+        for (event, count) in kind::NAMES.into_iter().zip(counts).skip(1) {
+            ConstCounter::new(count).encode(lost.encode_family(&EventLabels { event })?)?;
         }
         ConstCounter::new(connections.table_full()).encode(out.encode_descriptor(
             "edgemeter_connection_table_full",
