@@ -22,6 +22,8 @@ use crate::{
 
 /// Flows are looked at once in this many ticks: nothing is billed from them.
 const FLOW_TICKS: u64 = 10;
+/// A minute: idle. An hour: longer than any timeout, so the task that holds it is leaked.
+const SILENT_NS: [u64; 2] = [60_000_000_000, 3_600_000_000_000];
 
 /// Everything a tick needs.
 pub struct Collector {
@@ -143,6 +145,7 @@ impl Collector {
         let (used, free) = self.slots.reclaim();
         self.shared.meter.sweep();
         let flows = (self.ticks % FLOW_TICKS == 1).then(|| self.count_flows());
+        let silent = (self.ticks % FLOW_TICKS == 1).then(|| self.slots.silent(SILENT_NS));
         let slots = &self.slots;
         let shared = &self.shared;
         let interfaces = &self.interfaces;
@@ -159,6 +162,9 @@ impl Collector {
             view.access_log_lost = shared.access_log.as_ref().map_or(0, |log| log.lost());
             if let Some(flows) = flows {
                 view.flows = flows;
+            }
+            if let Some([minute, hour]) = silent {
+                view.silent = (minute as u64, hour as u64);
             }
         });
     }

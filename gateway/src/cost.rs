@@ -6,17 +6,23 @@
 //! price book ─────┘            └→ reconcile (against a provider's bill)
 //! ```
 //!
-//! Everything up to `bill` is pure and exact: bytes are integers, money is nanos, a pool is divided
+//! `command` is the edge: files, clock, ledger. `compare` and `idle` are calculators with visible
+//! inputs. Everything up to `bill` is pure and exact: bytes are integers, money is nanos, a pool is divided
 //! once and shared out by largest remainder, and the same usage under the same book makes the same
 //! bytes. Deliberately absent: floats, clocks, and prices that nobody wrote down.
 
 pub mod bill;
 pub mod book;
 pub mod calendar;
+pub mod close;
+pub mod command;
+pub mod compare;
 pub mod exact;
 pub mod focus;
+pub mod idle;
 pub mod parquet;
 pub mod rate;
+pub mod reconcile;
 pub mod report;
 #[cfg(test)]
 mod tests;

@@ -7,7 +7,7 @@ use edgemeter::{
     admin, app,
     config::{Config, Effect},
     connections::{self, Filter},
-    doctor, kernel, report,
+    cost, doctor, kernel, report,
 };
 
 #[global_allocator]
@@ -37,6 +37,9 @@ enum Command {
     Report(ConfigArgument),
     /// Ask the running gateway for its TCP connections and whose they are.
     Connections(ConnectionsArguments),
+    /// What the bytes cost: reports, closed months, a provider's bill, calculators.
+    #[command(subcommand)]
+    Cost(cost::command::Command),
     /// Take the kernel programs off and drop their counters. Post them first: run until idle.
     Detach(ConfigArgument),
 }
@@ -150,6 +153,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
             print!("{text}");
             Ok(())
         }
+        Command::Cost(command) => cost::command::run(&command),
         Command::Detach(argument) => {
             let config = Config::load(argument.config)?;
             let Some(observe) = &config.observe else {

@@ -5,7 +5,7 @@
 //! wire did with them. Layouts and the kernel's side: [`flow_abi::slot`].
 
 use std::{
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
     io,
     net::{IpAddr, SocketAddr},
     os::fd::{AsRawFd, OwnedFd, RawFd},
@@ -282,6 +282,32 @@ impl Slots {
             book.free.push_back(index);
         }
         (self.memory.len as usize - book.free.len(), book.free.len())
+    }
+
+    /// Connections held by a task of ours on which no frame came or went for longer than each of
+    /// these times, nanoseconds. Looks at every slot: not for every tick.
+    pub fn silent<const N: usize>(&self, longer_than_ns: [u64; N]) -> [usize; N] {
+        let now = now_ns();
+        let closing: HashSet<u32> = self.book().closing.iter().copied().collect();
+        let mut counts = [0; N];
+        for index in (0..self.memory.len).filter(|index| !closing.contains(index)) {
+            let slot = self.memory.slot(index);
+            // SAFETY: in range; plain data the kernel also writes, hence volatile.
+            let (generation, last) = unsafe {
+                (
+                    (&raw const (*slot).generation).read_volatile(),
+                    (&raw const (*slot).last_ns).read_volatile(),
+                )
+            };
+            // 0: free, or no frame seen yet.
+            if generation == 0 || last == 0 {
+                continue;
+            }
+            for (count, bound) in counts.iter_mut().zip(longer_than_ns) {
+                *count += usize::from(now.saturating_sub(last) > bound);
+            }
+        }
+        counts
     }
 
     fn retire(&self, index: u32) {

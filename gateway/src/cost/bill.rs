@@ -6,7 +6,7 @@ use super::{
     book::Price,
     calendar::{Month, Period},
     exact::decimal,
-    usage::Account,
+    usage::{Account, Kind, Side, Way},
 };
 use crate::money::Nanos;
 
@@ -54,7 +54,7 @@ pub struct Charge {
     pub part: Part,
     /// Whose.
     pub account: Account,
-    /// After the quantity, such as `GiB`; empty when nothing is priced.
+    /// After the quantity, such as `GiB`.
     pub unit: String,
     /// The priced quantity is `quantity / divisor` units, exactly.
     #[serde(with = "text")]
@@ -161,6 +161,56 @@ pub struct Bill {
     pub pools: Vec<Pool>,
     /// What it was made from.
     pub provenance: Provenance,
+}
+
+impl Bill {
+    /// The bill with a row for unattributed bytes and one for overhead also where there are none:
+    /// a missing row could be a forgotten one.
+    #[must_use]
+    pub fn with_standing_rows(mut self) -> Self {
+        let period = Period {
+            start: self.period.start,
+            end: (self.period.start + 86_400).min(self.period.end),
+        };
+        for kind in [Kind::Overhead, Kind::Foreign] {
+            let side = if kind == Kind::Overhead {
+                Side::Client
+            } else {
+                Side::None
+            };
+            if self.charges.iter().any(|row| row.account.kind == kind) {
+                continue;
+            }
+            self.charges.push(Charge {
+                period,
+                sku: String::new(),
+                part: Part::Unpriced,
+                account: Account {
+                    interface: String::new(),
+                    side,
+                    way: Way::Tx,
+                    class: String::new(),
+                    kind,
+                    endpoint: String::new(),
+                    route: String::new(),
+                    service: String::new(),
+                    tenant: String::new(),
+                    estimated: false,
+                },
+                unit: "B".into(),
+                quantity: 0,
+                divisor: 1,
+                price: 0,
+                price_decimals: 9,
+                wire_bytes: 0,
+                cost: 0,
+                method: String::new(),
+                estimated: false,
+            });
+        }
+        self.charges.sort();
+        self
+    }
 }
 
 /// Numbers as text: other readers of JSON round beyond 2^53.

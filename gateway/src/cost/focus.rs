@@ -142,7 +142,6 @@ impl Row<'_> {
         let account = &charge.account;
         let billing = &self.book.account;
         let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-        let priced = |value: String| self.is_priced().then_some(value);
         match column {
             "AllocatedMethodId" => self.is_shared().then(|| charge.method.clone()),
             "AllocatedResourceId" | "AllocatedResourceName" => {
@@ -169,16 +168,23 @@ impl Row<'_> {
             ),
             "ChargePeriodStart" => Some(charge.period.utc().0),
             "ChargePeriodEnd" => Some(charge.period.utc().1),
-            "ConsumedQuantity" => priced(self.consumed().0),
-            "ConsumedUnit" => priced(self.consumed().1),
+            "ConsumedQuantity" => Some(self.consumed().0),
+            "ConsumedUnit" => Some(self.consumed().1),
             "ContractedCost" | "ListCost" => Some(self.list.clone()),
-            "ContractedUnitPrice" | "ListUnitPrice" => priced(charge.unit_price()),
+            "ContractedUnitPrice" | "ListUnitPrice" => Some(charge.unit_price()),
             "HostProviderName" | "InvoiceIssuerName" | "ServiceProviderName" => {
                 Some(billing.provider.clone())
             }
-            "PricingCategory" => priced("Standard".into()),
-            "PricingQuantity" => priced(charge.quantity()),
-            "PricingUnit" => priced(charge.unit.clone()),
+            "PricingCategory" => Some(
+                if self.is_priced() {
+                    "Standard"
+                } else {
+                    "Other"
+                }
+                .into(),
+            ),
+            "PricingQuantity" => Some(charge.quantity()),
+            "PricingUnit" => Some(charge.unit.clone()),
             "RegionId" => billing.region.as_ref().map(|(id, _)| id.clone()),
             "RegionName" => billing.region.as_ref().map(|(_, name)| name.clone()),
             "ResourceId" | "ResourceName" => Some(if self.is_shared() {
@@ -202,9 +208,9 @@ impl Row<'_> {
             } else {
                 account.service.clone()
             }),
-            "SkuId" | "SkuMeter" => priced(charge.sku.clone()),
-            "SkuPriceId" => priced(format!("{}/{}", charge.sku, charge.part.word())),
-            "SkuPriceDetails" => priced(self.price_details()),
+            "SkuId" | "SkuMeter" => Some(self.sku().to_owned()),
+            "SkuPriceId" => Some(format!("{}/{}", self.sku(), charge.part.word())),
+            "SkuPriceDetails" => Some(self.price_details()),
             "SubAccountId" | "SubAccountName" => text(&account.tenant),
             "Tags" => Some(tags(account)),
             "x_ClassHash" => text(&self.provenance.classes),
@@ -223,7 +229,16 @@ impl Row<'_> {
         }
     }
 
-    /// Whether the row has a price at all; without one FOCUS wants quantities and prices null.
+    /// Usage without a SKU is no FOCUS row: bytes that no price covers have one of their own.
+    fn sku(&self) -> &str {
+        if self.charge.sku.is_empty() {
+            "unpriced"
+        } else {
+            &self.charge.sku
+        }
+    }
+
+    /// Whether the row has a price, or only counts bytes.
     fn is_priced(&self) -> bool {
         !matches!(self.charge.part, Part::Measured | Part::Unpriced)
     }
@@ -252,11 +267,7 @@ impl Row<'_> {
             Part::Measured => "counted here, billed by another row".into(),
             Part::Unpriced => "no price in the book".into(),
         };
-        let sku = if charge.sku.is_empty() {
-            "wire bytes"
-        } else {
-            &charge.sku
-        };
+        let sku = self.sku();
         format!(
             "{sku}: {what}, {} leg {}, {}",
             charge.account.side.word(),

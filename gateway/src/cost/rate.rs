@@ -149,8 +149,8 @@ impl Rating<'_> {
             part,
             estimated: row.account.estimated,
             account: row.account,
-            unit: String::new(),
-            quantity: 0,
+            unit: "B".into(),
+            quantity: row.bytes,
             divisor: 1,
             price: 0,
             price_decimals: 9,
@@ -222,16 +222,36 @@ impl Rating<'_> {
             }
             position += day;
         }
+        // A surcharge is on all bytes of a version, whatever tier they fell in.
+        let mut surcharged: BTreeMap<usize, BTreeMap<(Period, Account), i128>> = BTreeMap::new();
         for ((version, part), shares) in shares {
             let sku = &self.book.skus[version];
+            let all = surcharged.entry(version).or_default();
+            for share in &shares {
+                *all.entry((share.period, share.account.clone()))
+                    .or_default() += share.quantity;
+            }
+            let price = sku.price(part_price(sku, &part));
             let unit = unit_bytes(sku);
+            self.close_bytes(sku, part, price, unit, &shares, true)?;
+        }
+        for (version, all) in surcharged {
+            let sku = &self.book.skus[version];
+            let shares: Vec<Share> = all
+                .into_iter()
+                .map(|((period, account), quantity)| Share {
+                    period,
+                    estimated: account.estimated,
+                    account,
+                    quantity,
+                    wire_bytes: 0,
+                })
+                .collect();
             for adder in &sku.adders {
                 let part = Part::Adder(adder.id.to_string());
                 let price = sku.price(adder.price);
-                self.close_bytes(sku, part, price, unit, &shares, false)?;
+                self.close_bytes(sku, part, price, unit_bytes(sku), &shares, false)?;
             }
-            let price = sku.price(part_price(sku, &part));
-            self.close_bytes(sku, part, price, unit, &shares, true)?;
         }
         Ok(())
     }

@@ -1,8 +1,11 @@
 //! Rating against vendors' own examples, against a big-integer oracle, and around the edges of
 //! months, days and price changes.
 
+mod books;
+mod closing;
 mod golden;
 mod properties;
+mod reconciling;
 mod time;
 
 use std::path::Path;
@@ -97,6 +100,12 @@ pub(crate) fn check(bill: &Bill, usage: &Usage) {
         moved, totals,
         "bytes on the bill and on the interfaces differ"
     );
+    let identities: std::collections::BTreeSet<_> = bill
+        .charges
+        .iter()
+        .map(super::bill::Charge::identity)
+        .collect();
+    assert_eq!(identities.len(), bill.charges.len(), "two rows are one");
     for charge in &bill.charges {
         let quantity: String = charge.quantity();
         assert!(charge.list_cost().is_some(), "{quantity}");

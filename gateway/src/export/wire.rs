@@ -42,6 +42,8 @@ pub struct WireView {
     pub flows: u64,
     /// Slots in use and free.
     pub slots: (u64, u64),
+    /// Connections without a frame for a minute, and for an hour.
+    pub silent: (u64, u64),
     /// Connections that found no free slot.
     pub slots_exhausted: u64,
     /// Ranges overwritten before their bytes were acknowledged.
@@ -109,6 +111,11 @@ struct CostLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StateLabels {
     state: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SilenceLabels {
+    longer_than: &'static str,
 }
 
 impl WireMetrics {
@@ -373,6 +380,16 @@ fn encode_health(out: &mut DescriptorEncoder<'_>, view: &WireView) -> Result<(),
     )?;
     for (state, value) in [("used", view.slots.0), ("free", view.slots.1)] {
         ConstGauge::new(signed(value)).encode(slots.encode_family(&StateLabels { state })?)?;
+    }
+    let mut silent = out.encode_descriptor(
+        "edgemeter_silent_connections",
+        "Open connections without a frame for this long; an hour is longer than any timeout: a leaked task",
+        None,
+        prometheus_client::metrics::MetricType::Gauge,
+    )?;
+    for (longer_than, value) in [("1m", view.silent.0), ("1h", view.silent.1)] {
+        let labels = SilenceLabels { longer_than };
+        ConstGauge::new(signed(value)).encode(silent.encode_family(&labels)?)?;
     }
     for (name, help, unit, value) in [
         (
