@@ -239,9 +239,10 @@ pub fn reconcile(
     let mut findings = Vec::new();
     let mut matched: Vec<&str> = Vec::new();
     for line in bill {
-        let index = book.skus.iter().position(|sku| {
-            sku.id.as_str() == line.sku || sku.bill_names.iter().any(|name| *name == line.sku)
-        });
+        let index = book
+            .skus
+            .iter()
+            .position(|sku| sku.id.as_str() == line.sku || sku.bill_names.contains(&line.sku));
         let Some(index) = index else {
             findings.push(Finding {
                 sku: line.sku.clone(),
