@@ -146,18 +146,19 @@ impl Admin {
                 "{\"status\":\"starting\"}\n".into(),
             );
         }
-        let degraded = self
-            .view
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .degraded
-            .clone();
+        let (degraded, ledger) = {
+            let view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
+            (view.degraded.clone(), view.ledger_error.clone())
+        };
         let mut body = match degraded {
             None => serde_json::json!({ "status": "ready", "observer": "attached" }),
             Some(reason) => {
                 serde_json::json!({ "status": "ready", "observer": "degraded", "reason": reason })
             }
         };
+        if let Some(error) = ledger {
+            body["ledger"] = error.into();
+        }
         let last = self.reloader.last();
         body["configuration"] = serde_json::json!({
             "generation": self.reloader.number(),

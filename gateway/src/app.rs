@@ -26,10 +26,11 @@ use crate::{
     admin::{Admin, token::Token},
     attribution::Claims,
     collector::{Collector, CollectorThread},
-    config::{Attach, Config, KernelLog, ListenerIndex, Observe, UpstreamIndex},
+    config::{Attach, Config, KernelLog, ListenerIndex, Observe, PushSink, UpstreamIndex},
     connections::{self, Connections, Watcher, WatcherThread},
     export::{
-        ConfigMetrics, ConnectionMetrics, KernelTables, RequestMetrics, WireMetrics, WireView,
+        ConfigMetrics, ConnectionMetrics, KernelTables, PushMetrics, RequestMetrics, WireMetrics,
+        WireView,
     },
     kernel::{self, AttachMode, Kernel, NamedEndpoint, Options, Watch},
     ledger::Ledger,
@@ -40,7 +41,9 @@ use crate::{
         generation::Generation,
         meter::{EndpointId, Meter},
     },
+    push::{PushView, Pushes},
     reload::{self, Reloader},
+    retention::RetentionThread,
     slots::Slots,
 };
 
@@ -51,8 +54,16 @@ use crate::{
 /// side is required and does not work.
 pub fn run(path: &Path) -> anyhow::Result<()> {
     let config = Config::load(path)?;
-    let ledger = Ledger::open(&config.gateway.state_dir)?;
+    std::fs::create_dir_all(&config.gateway.state_dir).with_context(|| {
+        format!(
+            "gateway.state_dir: cannot make {}",
+            config.gateway.state_dir.display()
+        )
+    })?;
+    let ledger = Ledger::open_at(&config.gateway.ledger, &config.gateway.id)?;
     let _posting_alone = ledger.take()?;
+    ledger.push_to(config.push.iter().map(PushSink::outbox).collect());
+    let push_view = PushView::default();
     let owners = Arc::new(Owners::new(ledger.owners()?, Box::new(ledger.clone())));
     let claims = Arc::new(Claims::default());
     let view = Arc::new(Mutex::new(WireView::default()));
@@ -85,6 +96,12 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
         Arc::clone(&owners),
         config.prices.clone(),
     )));
+    if !config.push.is_empty() {
+        registry.register_collector(Box::new(PushMetrics::new(Arc::clone(&push_view))));
+    }
+    let pushes = Pushes::start(&config.push, &ledger, &push_view)?;
+    let retention = RetentionThread::start(ledger.clone(), config.retention, Arc::clone(&view))
+        .context("cannot start the retention thread")?;
     let access_log = config
         .access_log
         .as_ref()
@@ -137,6 +154,8 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
     if let Some(watcher) = watcher {
         watcher.stop();
     }
+    pushes.stop();
+    retention.stop();
     if let Some(log) = &shared.access_log {
         log.close();
     }

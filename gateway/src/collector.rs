@@ -12,10 +12,10 @@ use std::{
 };
 
 use crate::{
-    attribution::{Claims, Counters, Watermarks, attribute},
+    attribution::{Claims, Counters},
     export::WireView,
     kernel::Kernel,
-    ledger::{Ledger, LedgerError, Tick},
+    ledger::{Ledger, LedgerError, Poster, invariants},
     proxy::Shared,
     slots::Slots,
 };
@@ -30,10 +30,9 @@ pub struct Collector {
     kernel: Kernel,
     slots: Arc<Slots>,
     claims: Arc<Claims>,
-    ledger: Ledger,
+    poster: Poster,
     shared: Arc<Shared>,
     view: Arc<Mutex<WireView>>,
-    watermarks: Watermarks,
     interfaces: HashMap<u32, String>,
     ticks: u64,
 }
@@ -57,7 +56,7 @@ impl Collector {
         shared: Arc<Shared>,
         view: Arc<Mutex<WireView>>,
     ) -> Result<Self, LedgerError> {
-        let watermarks = ledger.watermarks(&kernel.epoch)?;
+        let poster = Poster::resume(ledger.clone(), &kernel.epoch)?;
         let balances = ledger.balances()?;
         view.lock().unwrap_or_else(PoisonError::into_inner).balances = balances;
         let interfaces = kernel
@@ -69,10 +68,9 @@ impl Collector {
             kernel,
             slots,
             claims,
-            ledger,
+            poster,
             shared,
             view,
-            watermarks,
             interfaces,
             ticks: 0,
         })
@@ -117,30 +115,25 @@ impl Collector {
             accounts: reading.accounts,
             interfaces: reading.interfaces,
         };
-        let mut watermarks = self.watermarks.clone();
-        let (postings, regressions) = attribute(&mut watermarks, &counters, &claims);
-        for regression in &regressions {
-            log::error!("{regression}");
-        }
         let unix_seconds = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| since.as_secs().cast_signed());
-        let appended = self.ledger.append(&Tick {
-            unix_seconds,
-            epoch: &self.kernel.epoch,
-            postings: &postings,
-            watermarks: &watermarks,
-            interfaces: &self.interfaces,
-        });
-        match appended {
-            Ok(()) => self.watermarks = watermarks,
-            Err(error) => {
-                // Nothing was posted: the next tick posts from the old watermarks.
-                self.claims.put_back(&claims);
-                log::error!("{error}; metering goes on, the next tick posts these bytes");
-                self.publish(|view| view.commit_failures += 1);
+        // The poster keeps the claims until they are committed.
+        let posted = self
+            .poster
+            .post(&counters, &claims, unix_seconds, &self.interfaces);
+        if let Some(error) = &posted.failure {
+            log::error!("{error}; metering goes on, a later tick posts these bytes");
+            if posted.postings.is_empty() {
+                self.publish(|view| {
+                    view.commit_failures += 1;
+                    view.ledger_error = Some(error.to_string());
+                });
                 return;
             }
+        }
+        for regression in &posted.regressions {
+            log::error!("{regression}");
         }
         let (used, free) = self.slots.reclaim();
         self.shared.meter.sweep();
@@ -150,11 +143,16 @@ impl Collector {
         let shared = &self.shared;
         let interfaces = &self.interfaces;
         self.publish(|view| {
-            view.balances.add(&postings, interfaces);
+            for postings in &posted.postings {
+                view.balances.add(postings, interfaces);
+            }
+            view.ledger_error = posted.failure.as_ref().map(ToString::to_string);
+            view.commit_failures += u64::from(posted.failure.is_some());
+            view.breaches = invariants::at_run_time(&view.balances, &posted.postings, interfaces);
             view.gap_bytes = gap_bytes;
             view.orphan_bytes = orphan_bytes;
             view.ticks += 1;
-            view.regressions += regressions.len() as u64;
+            view.regressions += posted.regressions.len() as u64;
             view.slots = (used as u64, free as u64);
             view.slots_exhausted = slots.exhausted.load(Ordering::Relaxed);
             view.ranges_overwritten = slots.overwritten.load(Ordering::Relaxed);

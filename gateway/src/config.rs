@@ -9,6 +9,7 @@
 //!
 //! Deliberately absent: environment variables and includes. What runs is what the file says.
 
+mod billing;
 mod book;
 mod check;
 mod diff;
@@ -34,9 +35,11 @@ use http::Method;
 pub use flow_abi::Direction;
 
 use crate::cost::{book::Book, usage::Way};
+use crate::ledger::{Place, Retention};
 use crate::money::{Currency, Rate};
 pub use crate::owner::Leg;
 
+pub use self::billing::PushSink;
 pub use self::diff::{Change, Effect};
 pub use self::name::Name;
 pub use self::pattern::{HostPattern, PathPattern, TenantRule};
@@ -61,6 +64,10 @@ pub struct Config {
     pub routes: Vec<Route>,
     /// What bytes cost; `None` when absent: bytes are counted but not priced.
     pub prices: Option<Prices>,
+    /// For how long rows of the ledger keep their grain.
+    pub retention: Retention,
+    /// Where usage events are pushed to.
+    pub push: Vec<PushSink>,
     /// The file as it was written: what two configurations are compared by, and what the admin
     /// port shows.
     pub text: Arc<str>,
@@ -139,6 +146,10 @@ pub struct RouteIndex(pub usize);
 pub struct Gateway {
     /// Folder of the ledger and the owner numbers.
     pub state_dir: PathBuf,
+    /// This gateway's name in a ledger that several share, and at sinks.
+    pub id: String,
+    /// Where the ledger is.
+    pub ledger: Place,
     /// Worker threads.
     pub threads: NonZeroUsize,
     /// How long requests may finish after SIGTERM.

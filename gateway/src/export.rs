@@ -3,9 +3,11 @@
 mod config;
 mod connections;
 mod metrics;
+mod push;
 mod wire;
 
 pub use config::ConfigMetrics;
 pub use connections::{ConnectionMetrics, KernelTables};
 pub use metrics::{RequestLabels, RequestMetrics};
+pub use push::PushMetrics;
 pub use wire::{WireMetrics, WireView};

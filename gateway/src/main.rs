@@ -2,12 +2,15 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use edgemeter::{
     admin, app,
     config::{Config, Effect},
     connections::{self, Filter},
-    cost, doctor, kernel, report,
+    cost, doctor, kernel,
+    ledger::Ledger,
+    report,
 };
 
 #[global_allocator]
@@ -40,6 +43,12 @@ enum Command {
     /// What the bytes cost: reports, closed months, a provider's bill, calculators.
     #[command(subcommand)]
     Cost(cost::command::Command),
+    /// Check, export or restore the ledger.
+    #[command(subcommand)]
+    Ledger(LedgerCommand),
+    /// What the sinks of usage events have, and what to do about events in doubt.
+    #[command(subcommand)]
+    Push(PushCommand),
     /// Take the kernel programs off and drop their counters. Post them first: run until idle.
     Detach(ConfigArgument),
 }
@@ -49,6 +58,52 @@ struct ConfigArgument {
     /// Configuration file.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+}
+
+#[derive(Subcommand)]
+enum LedgerCommand {
+    /// Look for damage and for invariants that do not hold. Works while serving.
+    Check(ConfigArgument),
+    /// Write every row as text. Works while serving.
+    Export {
+        #[command(flatten)]
+        config: ConfigArgument,
+        /// File to write; it must not exist.
+        #[arg(long, value_name = "FILE")]
+        to: PathBuf,
+    },
+    /// Fill an empty ledger from an export.
+    Restore {
+        #[command(flatten)]
+        config: ConfigArgument,
+        /// File to read.
+        #[arg(long, value_name = "FILE")]
+        from: PathBuf,
+    },
+}
+
+#[derive(Subcommand)]
+enum PushCommand {
+    /// Print what each sink has and has not. Works while serving.
+    Status(ConfigArgument),
+    /// Decide about events in doubt or refused. Works while serving.
+    Decide {
+        #[command(flatten)]
+        config: ConfigArgument,
+        /// Sink name.
+        #[arg(long)]
+        sink: String,
+        /// The sink has them: do not send them again.
+        #[arg(
+            long,
+            conflicts_with = "not_arrived",
+            required_unless_present = "not_arrived"
+        )]
+        arrived: bool,
+        /// The sink does not have them: send them.
+        #[arg(long)]
+        not_arrived: bool,
+    },
 }
 
 #[derive(clap::Args)]
@@ -154,6 +209,8 @@ fn execute(command: Command) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Cost(command) => cost::command::run(&command),
+        Command::Ledger(command) => ledger(command),
+        Command::Push(command) => push(command),
         Command::Detach(argument) => {
             let config = Config::load(argument.config)?;
             let Some(observe) = &config.observe else {
@@ -171,6 +228,64 @@ fn execute(command: Command) -> anyhow::Result<()> {
             Ok(())
         }
     }
+}
+
+fn open_ledger(argument: ConfigArgument) -> anyhow::Result<(Config, Ledger)> {
+    let config = Config::load(argument.config)?;
+    let ledger = Ledger::open_at(&config.gateway.ledger, &config.gateway.id)?;
+    Ok((config, ledger))
+}
+
+fn ledger(command: LedgerCommand) -> anyhow::Result<()> {
+    match command {
+        LedgerCommand::Check(argument) => {
+            let (_, ledger) = open_ledger(argument)?;
+            let (text, sound) = edgemeter::ledger::check(&ledger)?;
+            print!("{text}");
+            anyhow::ensure!(sound, "the ledger breaks its invariants");
+        }
+        LedgerCommand::Export { config, to } => {
+            let (_, ledger) = open_ledger(config)?;
+            let file =
+                std::fs::File::create_new(&to).with_context(|| format!("--to {}", to.display()))?;
+            let rows = edgemeter::ledger::export(&ledger, &mut std::io::BufWriter::new(&file))?;
+            file.sync_all()?;
+            println!("{rows} rows of {} in {}", ledger.place(), to.display());
+        }
+        LedgerCommand::Restore { config, from } => {
+            let (_, ledger) = open_ledger(config)?;
+            let _alone = ledger.take()?;
+            let file =
+                std::fs::File::open(&from).with_context(|| format!("--from {}", from.display()))?;
+            let rows = edgemeter::ledger::restore(&ledger, &mut std::io::BufReader::new(file))?;
+            println!("{rows} rows of {} in {}", from.display(), ledger.place());
+        }
+    }
+    Ok(())
+}
+
+fn push(command: PushCommand) -> anyhow::Result<()> {
+    match command {
+        PushCommand::Status(argument) => {
+            let (config, ledger) = open_ledger(argument)?;
+            print!("{}", edgemeter::push::status(&config.push, &ledger)?);
+        }
+        PushCommand::Decide {
+            config,
+            sink,
+            arrived,
+            ..
+        } => {
+            let (config, ledger) = open_ledger(config)?;
+            anyhow::ensure!(
+                config.push.iter().any(|known| *known.name == *sink),
+                "no sink is named \"{sink}\""
+            );
+            let events = ledger.decide(&sink, arrived)?;
+            println!("{events} events decided about");
+        }
+    }
+    Ok(())
 }
 
 /// A dry run: nothing is brought into force.

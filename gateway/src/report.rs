@@ -25,7 +25,7 @@ struct Line {
 /// # Errors
 /// The ledger cannot be read, or a sum of money does not fit 128 bits.
 pub fn render(config: &Config) -> anyhow::Result<String> {
-    let ledger = Ledger::open(&config.gateway.state_dir)?;
+    let ledger = Ledger::open_at(&config.gateway.ledger, &config.gateway.id)?;
     let owners: BTreeMap<OwnerId, Owner> = ledger.owners()?.into_iter().collect();
     let balances = ledger.balances()?;
     let lines = lines(&owners, &balances, config.prices.as_ref())?;

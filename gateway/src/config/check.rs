@@ -63,6 +63,8 @@ impl Checker<'_> {
             None => Some(None),
         };
         let traffic = self.traffic(raw, admin.as_ref().map(|admin| admin.listen));
+        let retention = self.retention(&raw.retention);
+        let push = self.push(&raw.push);
         let prices = match &raw.prices {
             Some(raw) => self.prices(raw.span(), raw.get_ref()).map(Some),
             None => Some(None),
@@ -77,6 +79,8 @@ impl Checker<'_> {
             upstreams: traffic.upstreams,
             routes: traffic.routes,
             prices: prices?,
+            retention: retention?,
+            push: push?,
             text: self.source.text.into(),
         })
     }
@@ -95,7 +99,11 @@ impl Checker<'_> {
         };
         let grace = raw.grace_seconds.as_ref();
         let grace = self.number(grace, "gateway.grace_seconds", 0..=3_600, 10);
+        let id = self.gateway_id(raw.id.as_ref());
+        let ledger = self.ledger(raw.ledger.as_ref(), state_dir.as_deref());
         Some(Gateway {
+            id: id?,
+            ledger: ledger?,
             state_dir: state_dir?,
             threads: threads?,
             grace: Duration::from_secs(grace?),

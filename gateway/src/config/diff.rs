@@ -12,6 +12,8 @@ use toml::{Table, Value};
 /// reload. A prefix of the field's path without names: `listeners.address`.
 const RESTART: &[(&str, &str)] = &[
     ("gateway", "threads and the ledger belong to the process"),
+    ("retention", "the ledger's upkeep belongs to the process"),
+    ("push", "sinks are fixed when the ledger is opened"),
     ("admin", "the admin port is bound once"),
     ("observe", "the kernel programs are attached once"),
     ("access_log", "the log is opened once"),

@@ -29,6 +29,10 @@ pub(super) struct RawConfig {
     #[serde(default)]
     pub(super) routes: Vec<Spanned<RawRoute>>,
     pub(super) prices: Option<Spanned<RawPrices>>,
+    #[serde(default)]
+    pub(super) retention: RawRetention,
+    #[serde(default)]
+    pub(super) push: Vec<Spanned<RawPush>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -37,6 +41,34 @@ pub(super) struct RawGateway {
     pub(super) state_dir: Option<Text>,
     pub(super) threads: Option<Number>,
     pub(super) grace_seconds: Option<Number>,
+    pub(super) id: Option<Text>,
+    pub(super) ledger: Option<Text>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawRetention {
+    pub(super) minutes_for_days: Option<Number>,
+    pub(super) hours_for_days: Option<Number>,
+    pub(super) days_for_days: Option<Number>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawPush {
+    pub(super) name: Text,
+    pub(super) url: Text,
+    pub(super) secret_file: Option<Text>,
+    pub(super) token_file: Option<Text>,
+    pub(super) ca_file: Option<Text>,
+    pub(super) confirm_url: Option<Text>,
+    pub(super) tenants: Option<Spanned<Vec<Text>>>,
+    pub(super) unattributed: Option<bool>,
+    pub(super) batch: Option<Number>,
+    pub(super) window_seconds: Option<Number>,
+    pub(super) timeout_ms: Option<Number>,
+    pub(super) dedupe_seconds: Option<Number>,
+    pub(super) keep_days: Option<Number>,
 }
 
 #[derive(Deserialize, Default)]

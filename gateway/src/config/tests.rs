@@ -14,6 +14,28 @@ const FULL: &str = r#"
 state_dir = "/var/lib/edgemeter"
 threads = 2
 grace_seconds = 10
+id = "edge-1"
+ledger = "postgres://edgemeter:secret@db.example:5432/bill"
+
+[retention]
+minutes_for_days = 62
+hours_for_days = 400
+days_for_days = 1830
+
+[[push]]
+name = "billing"
+url = "https://meter.example/api/v1/events"
+secret_file = "push.secret"
+token_file = "push.token"
+ca_file = "cert.pem"
+confirm_url = "https://meter.example/api/v1/events/{id}"
+tenants = ["acme"]
+unattributed = false
+batch = 100
+window_seconds = 60
+timeout_ms = 10000
+dedupe_seconds = 86400
+keep_days = 35
 
 [admin]
 listen = "127.0.0.1:9901"
@@ -114,6 +136,8 @@ impl Drop for Folder {
 fn full(test: &str) -> (Folder, Config) {
     let folder = Folder::new(test);
     folder.write("cert.pem", "-----BEGIN CERTIFICATE-----\n");
+    folder.write("push.secret", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw");
+    folder.write("push.token", "t");
     folder.write("key.pem", "-----BEGIN EC PRIVATE KEY-----\n");
     let path = folder.write("edgemeter.toml", FULL);
     match Config::load(path) {

@@ -331,7 +331,7 @@ impl Checker<'_> {
     }
 
     /// A list that, when written, is neither empty nor repeats itself.
-    fn list<T: PartialEq>(
+    pub(super) fn list<T: PartialEq>(
         &mut self,
         list: &[Text],
         at: Range<usize>,

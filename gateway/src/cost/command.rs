@@ -245,7 +245,7 @@ fn report(arguments: &ReportArguments) -> Result<()> {
         from < to,
         "--to {to} is not after --from {from}; it is the first day no more in the report"
     );
-    let ledger = Ledger::open(&config.gateway.state_dir)?;
+    let ledger = Ledger::open_at(&config.gateway.ledger, &config.gateway.id)?;
     let (bills, usage) = bills(book, &ledger, from, to)?;
     let window = Period {
         start: book.zone.midnight(from),
@@ -296,7 +296,7 @@ fn report(arguments: &ReportArguments) -> Result<()> {
 fn close_month(arguments: &CloseArguments) -> Result<String> {
     let config = Config::load(&arguments.config)?;
     let book = prices(&config)?.book.as_ref();
-    let ledger = Ledger::open(&config.gateway.state_dir)?;
+    let ledger = Ledger::open_at(&config.gateway.ledger, &config.gateway.id)?;
     let period = book.zone.month(arguments.month);
     let bill =
         rate_month(book, &ledger.usage(period)?, arguments.month, period.end)?.with_standing_rows();
@@ -334,7 +334,7 @@ fn reconcile_month(arguments: &ReconcileArguments) -> Result<String> {
     if lines.is_empty() {
         bail!("{} has no lines", path.display());
     }
-    let ledger = Ledger::open(&config.gateway.state_dir)?;
+    let ledger = Ledger::open_at(&config.gateway.ledger, &config.gateway.id)?;
     let period = book.zone.month(arguments.month);
     // Other zones' months begin up to a day earlier and end up to a day later.
     let usage = ledger.usage(Period {
@@ -386,7 +386,7 @@ fn find_idle(arguments: &IdleArguments) -> Result<String> {
         start: now() - i64::from(arguments.hours) * 3_600,
         end: now() + 60,
     };
-    let usage = Ledger::open(&config.gateway.state_dir)?.usage(window)?;
+    let usage = Ledger::open_at(&config.gateway.ledger, &config.gateway.id)?.usage(window)?;
     let upstreams: Vec<idle::Upstream> = config
         .upstreams
         .iter()

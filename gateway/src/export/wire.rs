@@ -17,7 +17,7 @@ use prometheus_client::{
 
 use crate::{
     config::Prices,
-    ledger::Balances,
+    ledger::{Balances, invariants::Breach},
     owner::{Leg, Owner, OwnerKind, Owners},
 };
 
@@ -32,8 +32,14 @@ pub struct WireView {
     pub gap_bytes: u64,
     /// Frames on interfaces without cells, bytes.
     pub orphan_bytes: u64,
+    /// Why the last tick could not be committed; None when it was.
+    pub ledger_error: Option<String>,
+    /// Invariants that do not hold after the last tick.
+    pub breaches: Vec<Breach>,
     /// Ticks posted, since start.
     pub ticks: u64,
+    /// Rows that became coarser, since start.
+    pub rolled_up_rows: u64,
     /// Ticks whose commit failed, since start; their bytes come with a later one.
     pub commit_failures: u64,
     /// Kernel counters that went backwards, since start.
@@ -353,6 +359,18 @@ fn encode_health(out: &mut DescriptorEncoder<'_>, view: &WireView) -> Result<(),
             i64::from(view.degraded.is_none()),
         ),
         (
+            "edgemeter_ledger_up",
+            "1 when the last tick was committed, 0 when the ledger cannot be written: the kernel keeps counting",
+            None,
+            i64::from(view.ledger_error.is_none()),
+        ),
+        (
+            "edgemeter_ledger_breaches",
+            "Invariants that do not hold in the ledger's balances, beyond frames under way; anything but 0 is a defect",
+            None,
+            i64::try_from(view.breaches.len()).unwrap_or(i64::MAX),
+        ),
+        (
             "edgemeter_conservation_gap",
             "Bytes by which the kernel's parts lie outside its totals before and after the reading; anything but 0 is a defect",
             Some(&Unit::Bytes),
@@ -409,6 +427,12 @@ fn encode_health(out: &mut DescriptorEncoder<'_>, view: &WireView) -> Result<(),
             "Ticks that could not be committed since start; a later tick posts their bytes",
             None,
             view.commit_failures,
+        ),
+        (
+            "edgemeter_ledger_rolled_up_rows",
+            "Rows of the ledger that were added up into coarser ones since start",
+            None,
+            view.rolled_up_rows,
         ),
         (
             "edgemeter_counter_regressions",

@@ -109,6 +109,20 @@ impl Balances {
         sums
     }
 
+    /// Owners and cells minus the total, per interface and direction: 0, always.
+    #[must_use]
+    pub fn differences(&self) -> BTreeMap<(String, Direction), i64> {
+        let mut sums: BTreeMap<(String, Direction), i64> = BTreeMap::new();
+        for (interface, direction, _, amount) in self.amounts() {
+            *sums.entry((interface.to_owned(), direction)).or_default() += amount.wire_bytes;
+        }
+        for (interface, direction, number, bytes, _) in self.cells() {
+            let sign = if number == cell::TOTAL { -1 } else { 1 };
+            *sums.entry((interface.to_owned(), direction)).or_default() += sign * bytes;
+        }
+        sums
+    }
+
     /// The conservation identity, per interface.
     #[must_use]
     pub fn by_interface(&self) -> BTreeMap<String, InterfaceBalance> {

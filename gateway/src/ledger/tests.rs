@@ -1,13 +1,18 @@
-//! Replay and conservation on a real file.
+//! Replay and conservation, on a real file and on a real PostgreSQL.
+
+pub(crate) mod backend;
+mod crash;
 
 use std::collections::HashMap;
 
 use flow_abi::{Account, AccountKey, Cell, InterfaceCells, cell};
 
+use self::backend::{Backend, on_both};
 use super::*;
 use crate::{
-    attribution::{Counters, attribute},
-    owner::{Leg, Owner, OwnerId, OwnerKind, Owners},
+    attribution::Counters,
+    cost::calendar::Period,
+    owner::{Leg, Owner, OwnerKind, Owners},
 };
 
 fn counters(bytes: u64) -> Counters {
@@ -44,97 +49,192 @@ fn counters(bytes: u64) -> Counters {
     counters
 }
 
-/// Posts counters the way the collector does, from what the file says.
-fn tick(ledger: &Ledger, counters: &Counters, at: i64, commit: bool) {
+/// Posts counters the way the collector does, from what the ledger says.
+fn tick(ledger: &Ledger, counters: &Counters, at: i64) {
     let interfaces = HashMap::from([(2, "edge0".to_owned())]);
-    let mut watermarks = ledger.watermarks("boot:1").unwrap();
-    let (postings, _) = attribute(&mut watermarks, counters, &[]);
-    let tick = Tick {
-        unix_seconds: at,
-        epoch: "boot:1",
-        postings: &postings,
-        watermarks: &watermarks,
-        interfaces: &interfaces,
-    };
-    if commit {
-        ledger.append(&tick).unwrap();
-    }
-}
-
-#[test]
-fn a_crash_before_or_after_a_commit_neither_loses_nor_doubles() {
-    let directory = tempfile::tempdir().unwrap();
-    for (step, bytes) in [1_000, 5_000, 5_000, 90_000].into_iter().enumerate() {
-        // Every step is a new process; an uncommitted tick is a crash before the commit.
-        let ledger = Ledger::open(directory.path()).unwrap();
-        tick(
-            &ledger,
-            &counters(bytes),
-            600 + 45 * i64::try_from(step).unwrap(),
-            false,
-        );
-        tick(
-            &ledger,
-            &counters(bytes),
-            600 + 45 * i64::try_from(step).unwrap(),
-            true,
-        );
-    }
-    let balances = Ledger::open(directory.path()).unwrap().balances().unwrap();
-    let sums = balances.by_owner()[&OwnerId(4)];
-    assert_eq!(sums[0].wire_bytes, 90_000);
-    assert_eq!(sums[1].wire_bytes, 270_000);
-    assert_eq!(sums[1].retransmit_bytes, 90_000 / 7);
-    let edge = balances.by_interface()["edge0"];
-    assert_eq!((edge.total, edge.owned, edge.cells), (360_060, 360_000, 60));
-    assert_eq!(edge.difference(), 0);
+    let mut poster = Poster::resume(ledger.clone(), "boot:1").unwrap();
+    let posted = poster.post(counters, &[], at, &interfaces);
+    assert!(posted.failure.is_none(), "{:?}", posted.failure);
 }
 
 #[test]
 fn balances_kept_in_memory_equal_balances_read_back() {
-    let directory = tempfile::tempdir().unwrap();
-    let ledger = Ledger::open(directory.path()).unwrap();
-    let interfaces = HashMap::from([(2, "edge0".to_owned())]);
-    let mut memory = Balances::default();
-    let mut watermarks = ledger.watermarks("boot:1").unwrap();
-    for bytes in [700, 9_000] {
-        let (postings, _) = attribute(&mut watermarks, &counters(bytes), &[]);
-        let tick = Tick {
-            unix_seconds: 0,
-            epoch: "boot:1",
-            postings: &postings,
-            watermarks: &watermarks,
-            interfaces: &interfaces,
-        };
-        ledger.append(&tick).unwrap();
-        memory.add(&postings, &interfaces);
-    }
-    assert_eq!(memory, ledger.balances().unwrap());
+    on_both(|backend| {
+        let ledger = backend.open();
+        let interfaces = HashMap::from([(2, "edge0".to_owned())]);
+        let mut memory = Balances::default();
+        let mut poster = Poster::resume(ledger.clone(), "boot:1").unwrap();
+        for bytes in [700, 9_000] {
+            let posted = poster.post(&counters(bytes), &[], 0, &interfaces);
+            assert!(posted.failure.is_none());
+            for postings in &posted.postings {
+                memory.add(postings, &interfaces);
+            }
+        }
+        assert_eq!(memory, ledger.balances().unwrap());
+        assert_eq!(ledger.breaches().unwrap(), []);
+    });
 }
 
 #[test]
 fn new_kernel_maps_start_a_new_epoch() {
-    let directory = tempfile::tempdir().unwrap();
-    let ledger = Ledger::open(directory.path()).unwrap();
-    tick(&ledger, &counters(5_000), 0, true);
-    assert_ne!(ledger.watermarks("boot:1").unwrap(), Default::default());
-    assert_eq!(ledger.watermarks("boot:2").unwrap(), Default::default());
+    on_both(|backend| {
+        let ledger = backend.open();
+        tick(&ledger, &counters(5_000), 0);
+        assert_ne!(ledger.watermarks("boot:1").unwrap(), Default::default());
+        assert_eq!(ledger.watermarks("boot:2").unwrap(), Default::default());
+    });
 }
 
 #[test]
 fn owners_come_back_as_they_were() {
+    on_both(|backend| {
+        let ledger = backend.open();
+        let owners = Owners::new(Vec::new(), Box::new(ledger.clone()));
+        let owner = Owner {
+            route: "orders".into(),
+            tenant: "a".into(),
+            ..Owner::connection(OwnerKind::Route, Leg::Upstream, "pool")
+        };
+        let id = owners.intern(&owner).unwrap();
+        drop((owners, ledger));
+        assert_eq!(backend.open().owners().unwrap(), vec![(id, owner)]);
+    });
+}
+
+#[test]
+fn a_poster_that_another_one_has_overtaken_posts_nothing_and_reads_again() {
+    on_both(|backend| {
+        let ledger = backend.open();
+        let interfaces = HashMap::from([(2, "edge0".to_owned())]);
+        let mut slow = Poster::resume(ledger.clone(), "boot:1").unwrap();
+        tick(&ledger, &counters(5_000), 0);
+        let error = slow
+            .post(&counters(6_000), &[], 0, &interfaces)
+            .failure
+            .unwrap();
+        assert_eq!(error.fault, Fault::Stale, "{error}");
+        assert!(
+            slow.post(&counters(6_000), &[], 0, &interfaces)
+                .failure
+                .is_none()
+        );
+        let edge = ledger.balances().unwrap().by_interface()["edge0"];
+        assert_eq!((edge.total, edge.difference()), (4 * 6_000 + 60, 0));
+    });
+}
+
+#[test]
+fn gateways_that_share_a_ledger_never_meet() {
+    let backend = Backend::shared();
+    let one = Ledger::open_at(&backend.place, "edge-1").unwrap();
+    let two = Ledger::open_at(&backend.place, "edge-2").unwrap();
+    let owner = Owner::connection(OwnerKind::Overhead, Leg::Client, "public");
+    for ledger in [&one, &two] {
+        let owners = Owners::new(ledger.owners().unwrap(), Box::new(ledger.clone()));
+        assert_eq!(owners.intern(&owner).unwrap().0, 1);
+    }
+    let interfaces = HashMap::from([(2, "edge0".to_owned())]);
+    for (ledger, epoch, bytes) in [(&one, "a:1", 1_000), (&two, "b:1", 5_000)] {
+        let mut poster = Poster::resume(ledger.clone(), epoch).unwrap();
+        assert!(
+            poster
+                .post(&counters(bytes), &[], 60, &interfaces)
+                .failure
+                .is_none()
+        );
+        let edge = ledger.balances().unwrap().by_interface()["edge0"];
+        assert_eq!(edge.total, 4 * i64::try_from(bytes).unwrap() + 60);
+    }
+    let all = one.sums(Period { start: 0, end: 120 }, true).unwrap();
+    let total: i64 = all.iter().map(|usage| usage.amount.wire_bytes).sum();
+    assert_eq!(total, 4 * 6_000);
+    assert_eq!(
+        all.iter().filter(|usage| usage.gateway == "edge-2").count(),
+        2
+    );
+    // The same counters under another name would be posted a second time.
+    let error = Poster::resume(two, "a:1").err().unwrap().to_string();
+    assert!(error.contains("gateway \"edge-1\""), "{error}");
+}
+
+#[test]
+fn one_gateway_has_one_poster() {
+    on_both(|backend| {
+        let one = backend.open();
+        let taken = one.take().unwrap();
+        let error = backend.open().take().unwrap_err().to_string();
+        assert!(error.contains("in use by another edgemeter"), "{error}");
+        drop((taken, one));
+        backend.open().take().unwrap();
+    });
+}
+
+#[test]
+fn an_export_restores_into_either_backend() {
+    let from = Backend::file();
+    let ledger = from.open();
+    tick(&ledger, &counters(5_000), 60);
+    let mut file = Vec::new();
+    let rows = export(&ledger, &mut file).unwrap();
+    for to in [Backend::file(), Backend::shared()] {
+        let restored = to.open();
+        assert_eq!(restore(&restored, &mut file.as_slice()).unwrap(), rows);
+        assert_eq!(restored.balances().unwrap(), ledger.balances().unwrap());
+        // Posting goes on where the export stopped.
+        tick(&restored, &counters(9_000), 120);
+        let edge = restored.balances().unwrap().by_interface()["edge0"];
+        assert_eq!((edge.total, edge.difference()), (4 * 9_000 + 60, 0));
+        let again = restore(&restored, &mut file.as_slice())
+            .unwrap_err()
+            .to_string();
+        assert!(again.contains("not empty"), "{again}");
+    }
+    let cut = &file[..file.len() - 20];
+    let error = restore(&Backend::file().open(), &mut &*cut)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("line"), "{error}");
+}
+
+#[test]
+fn a_file_of_the_first_version_is_taken_over() {
+    let directory = tempfile::tempdir().unwrap();
+    let raw = rusqlite::Connection::open(directory.path().join("ledger.db")).unwrap();
+    raw.execute_batch(include_str!("tests/version_1.sql"))
+        .unwrap();
+    drop(raw);
+    let ledger = Ledger::open(directory.path()).unwrap();
+    let edge = ledger.balances().unwrap().by_interface()["edge0"];
+    assert_eq!((edge.total, edge.owned, edge.cells), (160, 100, 60));
+    assert_eq!(ledger.owners().unwrap().len(), 1);
+    let marks = ledger.watermarks("boot:1").unwrap();
+    assert_eq!(marks.accounts.len(), 1);
+}
+
+#[test]
+fn damage_is_found_at_start_and_said_what_to_do_about() {
     let directory = tempfile::tempdir().unwrap();
     let ledger = Ledger::open(directory.path()).unwrap();
-    let owners = Owners::new(Vec::new(), Box::new(ledger.clone()));
-    let owner = Owner {
-        route: "orders".into(),
-        tenant: "a".into(),
-        ..Owner::connection(OwnerKind::Route, Leg::Upstream, "pool")
-    };
-    let id = owners.intern(&owner).unwrap();
-    drop((owners, ledger));
-    let ledger = Ledger::open(directory.path()).unwrap();
-    assert_eq!(ledger.owners().unwrap(), vec![(id, owner)]);
+    for minute in 0..200 {
+        tick(
+            &ledger,
+            &counters(5_000 + 100 * minute),
+            60 * i64::try_from(minute).unwrap(),
+        );
+    }
+    drop(ledger);
+    let path = directory.path().join("ledger.db");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle..middle + 8_000].fill(0x5a);
+    std::fs::write(&path, bytes).unwrap();
+    let error = Ledger::open(directory.path()).err().unwrap();
+    assert_eq!(error.fault, Fault::Damaged, "{error}");
+    assert!(
+        error.to_string().contains("edgemeter ledger restore"),
+        "{error}"
+    );
 }
 
 #[test]

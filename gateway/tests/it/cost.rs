@@ -106,6 +106,8 @@ impl Shop {
         let tick = Tick {
             unix_seconds: at,
             epoch: "test:1",
+            number: self.minutes - 1,
+            before: &Watermarks::default(),
             postings: &postings,
             watermarks: &Watermarks::default(),
             interfaces: &HashMap::from([(2, "eth0".to_owned())]),

@@ -42,6 +42,8 @@ pub struct Setup {
     pub required: bool,
     /// With prices, so that there is a cost to show.
     pub priced: bool,
+    /// Added to the configuration's end.
+    pub extra: String,
     /// None: a directory of the test's own on the real bpffs.
     pub bpffs: Option<PathBuf>,
 }
@@ -55,6 +57,7 @@ impl Default for Setup {
             upstream_http2: false,
             required: true,
             priced: false,
+            extra: String::new(),
             bpffs: None,
         }
     }
@@ -399,5 +402,5 @@ idle_timeout_ms = 60000
              tenant = {{ header = \"x-tenant\", default = \"public\" }}\nupstream = \"origin\"\n"
         );
     }
-    text
+    text + &setup.extra
 }

@@ -5,6 +5,7 @@
 // the helpers they share are not.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod billing;
 mod connections;
 mod cost;
 mod dashboards;
@@ -14,6 +15,7 @@ mod harness;
 mod kernel;
 mod origin;
 mod packets;
+mod push;
 mod reload;
 mod restart;
 mod routes;
