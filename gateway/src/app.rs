@@ -39,6 +39,7 @@ use crate::{
         Gateway, Shared,
         app::MeteredApp,
         generation::Generation,
+        lane::{Lane, Pools},
         meter::{EndpointId, Meter},
     },
     push::{PushView, Pushes},
@@ -382,6 +383,7 @@ fn serve(shared: &Arc<Shared>, config: &Config, admin: Admin) -> anyhow::Result<
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
     let conf = Arc::clone(&server.configuration);
+    let pools = Arc::new(Pools::default());
     for (index, listener) in config.listeners.iter().enumerate() {
         let listener_index = ListenerIndex(index);
         let gateway = Gateway {
@@ -389,13 +391,21 @@ fn serve(shared: &Arc<Shared>, config: &Config, admin: Admin) -> anyhow::Result<
             listener: listener_index,
         };
         let mut proxy = http_proxy(&conf, gateway);
+        let http2 = listener.http2 && listener.tls.is_none();
         let mut options = pingora::apps::HttpServerOptions::default();
-        options.h2c = listener.http2 && listener.tls.is_none();
+        options.h2c = http2;
         proxy.server_options = Some(options);
         let app = MeteredApp {
             proxy: Arc::new(proxy),
+            lane: Lane {
+                shared: Arc::clone(shared),
+                listener: listener_index,
+                tls: listener.tls.is_some(),
+                pools: Arc::clone(&pools),
+            },
             shared: Arc::clone(shared),
             endpoint: EndpointId::Listener(listener_index),
+            http2,
             tls: listener.tls.is_some(),
         };
         let mut service = Service::new(format!("listener {}", listener.name), app);

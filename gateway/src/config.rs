@@ -154,6 +154,17 @@ pub struct Gateway {
     pub threads: NonZeroUsize,
     /// How long requests may finish after SIGTERM.
     pub grace: Duration,
+    /// Which ways of moving bytes there are.
+    pub lane: Lane,
+}
+
+/// How requests are moved. Routing, records and attribution are the same on either lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// The lean lane where a request needs nothing that it lacks, else the full one.
+    Auto,
+    /// The full lane for every request.
+    Full,
 }
 
 /// The admin endpoint.

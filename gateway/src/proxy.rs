@@ -4,6 +4,7 @@
 
 pub mod app;
 pub mod generation;
+pub mod lane;
 pub mod meter;
 pub mod record;
 pub mod route;
@@ -84,7 +85,8 @@ impl ProxyHttp for Gateway {
             .router
             .find(self.listener, host, path, &request.method)
             .cloned();
-        record.tenant = tenant(record, request);
+        let rule = record.route.as_deref().map(|route| &route.tenant);
+        record.tenant = tenant(rule, |name| request.headers.get(name)?.to_str().ok());
         record.begin(self.request_line(session, &record.generation));
         let quality = if session.is_http2() {
             Quality::Estimated
@@ -308,6 +310,7 @@ impl ProxyHttp for Gateway {
         record: &mut RequestRecord,
     ) -> Result<()> {
         record.status = response.status.as_u16();
+        drop_what_connection_names(response);
         if response.status == http::StatusCode::SWITCHING_PROTOCOLS {
             // The request had ended; what the client sends through the tunnel is its own again.
             record.resume_client();
@@ -387,6 +390,23 @@ fn expects_body(request: &RequestHeader) -> bool {
         || length.is_some_and(|length| length.as_bytes() != b"0")
 }
 
+/// Lines that the upstream's `Connection` names concern that connection only (RFC 9110, section
+/// 7.6.1); pingora drops them from requests and leaves them in responses.
+fn drop_what_connection_names(response: &mut ResponseHeader) {
+    let named: Vec<HeaderName> = response
+        .headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|&byte| byte == b','))
+        .filter_map(|token| HeaderName::from_bytes(token.trim_ascii()).ok())
+        // An upgrade is said by both.
+        .filter(|name| ![header::UPGRADE, header::CONNECTION].contains(name))
+        .collect();
+    for name in named {
+        response.remove_header(&name);
+    }
+}
+
 /// HTTP/2 has the authority in the URI, HTTP/1.1 in the Host header.
 fn host(request: &RequestHeader) -> Option<&str> {
     request
@@ -396,14 +416,18 @@ fn host(request: &RequestHeader) -> Option<&str> {
         .or_else(|| request.headers.get(header::HOST)?.to_str().ok())
 }
 
-fn tenant(record: &RequestRecord, request: &RequestHeader) -> Box<str> {
-    match record.route.as_deref().map(|route| &route.tenant) {
+/// On whose account a request goes; `header` looks a request header up.
+fn tenant<'h>(
+    rule: Option<&TenantRule>,
+    header: impl Fn(&HeaderName) -> Option<&'h str>,
+) -> Box<str> {
+    match rule {
         None => "none".into(),
         Some(TenantRule::Fixed(name)) => name.as_str().into(),
-        Some(TenantRule::Header { header, default }) => request
-            .headers
-            .get(header)
-            .and_then(|value| value.to_str().ok())
+        Some(TenantRule::Header {
+            header: name,
+            default,
+        }) => header(name)
             // A client's word becomes a metric label: only a well-formed name may.
             .filter(|value| Name::is_valid(value))
             .unwrap_or(default.as_str())

@@ -20,8 +20,8 @@ use super::raw::{
     Number, RawAccessLog, RawAdmin, RawConfig, RawGateway, RawObserve, RawPrices, Text,
 };
 use super::{
-    AccessLog, AccessLogTarget, Admin, Attach, Config, Direction, Gateway, KernelLog, Leg, Name,
-    Observe, Price, Prices,
+    AccessLog, AccessLogTarget, Admin, Attach, Config, Direction, Gateway, KernelLog, Lane, Leg,
+    Name, Observe, Price, Prices,
 };
 use crate::cost::book::Book;
 use crate::cost::exact::is_finite;
@@ -101,7 +101,13 @@ impl Checker<'_> {
         let grace = self.number(grace, "gateway.grace_seconds", 0..=3_600, 10);
         let id = self.gateway_id(raw.id.as_ref());
         let ledger = self.ledger(raw.ledger.as_ref(), state_dir.as_deref());
+        let lane = self.choice_or(
+            raw.lane.as_ref(),
+            "gateway.lane",
+            &[("auto", Lane::Auto), ("full", Lane::Full)],
+        );
         Some(Gateway {
+            lane: lane?,
             id: id?,
             ledger: ledger?,
             state_dir: state_dir?,

@@ -6,6 +6,7 @@ pub(super) const EXAMPLES: &[(&str, &str)] = &[
     ("gateway.state_dir", r#"state_dir = "/var/lib/edgemeter""#),
     ("gateway.threads", "threads = 2"),
     ("gateway.grace_seconds", "grace_seconds = 10"),
+    ("gateway.lane", r#"lane = "auto""#),
     ("gateway.id", r#"id = "edge-1""#),
     (
         "gateway.ledger",

@@ -41,6 +41,7 @@ pub(super) struct RawGateway {
     pub(super) state_dir: Option<Text>,
     pub(super) threads: Option<Number>,
     pub(super) grace_seconds: Option<Number>,
+    pub(super) lane: Option<Text>,
     pub(super) id: Option<Text>,
     pub(super) ledger: Option<Text>,
 }

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use super::{
+    lane::Fit,
     meter::{EndpointId, EndpointTable, Meter},
     route::Router,
     upstream::Pool,
@@ -28,6 +29,8 @@ pub struct Generation {
     pub pools: Vec<Arc<Pool>>,
     /// Who owns the bytes of connections and requests.
     pub endpoints: EndpointTable,
+    /// What the lean lane may serve.
+    pub fit: Fit,
 }
 
 impl Generation {
@@ -62,6 +65,7 @@ impl Generation {
         Ok(Self {
             number,
             router: Router::new(&config),
+            fit: Fit::of(&config),
             pools,
             endpoints: meter.endpoints(endpoint_names(&config))?,
             config,

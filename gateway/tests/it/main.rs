@@ -13,6 +13,7 @@ mod degraded;
 mod differential;
 mod harness;
 mod kernel;
+mod lanes;
 mod origin;
 mod packets;
 mod push;

@@ -1,0 +1,102 @@
+//! Which listeners and routes the lean lane may serve: those that ask for nothing it lacks.
+//!
+//! The patterns below name every field on purpose. A new field of the configuration does not
+//! compile here until somebody has said whether the lean lane honours it; in doubt, write that a
+//! route with it does not fit, and the full lane serves it.
+
+use crate::config::{Config, Lane, Listener, Route, Upstream};
+
+/// By place in the configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fit {
+    /// Listeners whose connections may begin on the lean lane.
+    listeners: Vec<bool>,
+    /// Routes it may serve.
+    routes: Vec<bool>,
+}
+
+impl Fit {
+    /// Looks at a whole configuration.
+    #[must_use]
+    pub fn of(config: &Config) -> Self {
+        let Config {
+            gateway,
+            // None of these is about a request.
+            admin: _,
+            observe: _,
+            access_log: _,
+            prices: _,
+            retention: _,
+            push: _,
+            text: _,
+            listeners,
+            upstreams,
+            routes,
+        } = config;
+        let wanted = gateway.lane == Lane::Auto;
+        let routes = routes.iter().map(|route| {
+            let upstream = upstreams.get(route.upstream.0);
+            wanted && route_fits(route) && upstream.is_some_and(upstream_fits)
+        });
+        Self {
+            listeners: listeners
+                .iter()
+                .map(|listener| wanted && listener_fits(listener))
+                .collect(),
+            routes: routes.collect(),
+        }
+    }
+
+    /// Whether connections of a listener may begin on the lean lane.
+    #[must_use]
+    pub fn listener(&self, index: usize) -> bool {
+        self.listeners.get(index).copied().unwrap_or(false)
+    }
+
+    /// Whether it may serve a route.
+    #[must_use]
+    pub fn route(&self, index: usize) -> bool {
+        self.routes.get(index).copied().unwrap_or(false)
+    }
+}
+
+fn listener_fits(listener: &Listener) -> bool {
+    let Listener {
+        name: _,
+        address: _,
+        http2,
+        // The handshake is over before either lane begins.
+        tls,
+    } = listener;
+    // A plain connection that may begin with HTTP/2's preface.
+    !(*http2 && tls.is_none())
+}
+
+fn route_fits(route: &Route) -> bool {
+    let Route {
+        name: _,
+        service: _,
+        tenant: _,
+        // Matching is the router's, for both lanes.
+        listeners: _,
+        hosts: _,
+        path: _,
+        methods: _,
+        upstream: _,
+    } = route;
+    true
+}
+
+fn upstream_fits(upstream: &Upstream) -> bool {
+    let Upstream {
+        name: _,
+        peers: _,
+        http2,
+        connect_timeout: _,
+        read_timeout: _,
+        write_timeout: _,
+        idle_timeout: _,
+        retries: _,
+    } = upstream;
+    !*http2
+}

@@ -1,0 +1,97 @@
+//! What of a head goes on to the other side, and what is added: the same lines, in the same
+//! order, as the full lane's.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use httparse::Header;
+
+use super::head::{Framing, RequestHead, ResponseHead, is_hop_by_hop};
+
+/// What the gateway says of the request to the upstream.
+#[derive(Clone, Copy, Debug)]
+pub struct Forwarded<'a> {
+    /// The client's address.
+    pub client: Option<IpAddr>,
+    /// Whether it came by TLS.
+    pub tls: bool,
+    /// The request's id.
+    pub id: &'a str,
+}
+
+/// Writes the request head for the upstream.
+pub fn request(out: &mut Vec<u8>, head: &RequestHead<'_, '_>, forwarded: &Forwarded<'_>) {
+    for part in [head.method, " ", head.target, " HTTP/1.1\r\n"] {
+        out.extend_from_slice(part.as_bytes());
+    }
+    let mut chain = String::new();
+    for header in head.headers {
+        if is_hop_by_hop(header.name, head.headers) || is_ours(header.name) {
+            if header.name.eq_ignore_ascii_case("x-forwarded-for")
+                && forwarded.client.is_some()
+                && let Ok(before) = std::str::from_utf8(header.value)
+            {
+                chain.push_str(before);
+                chain.push_str(", ");
+            }
+            continue;
+        }
+        line(out, header);
+    }
+    if let Some(client) = forwarded.client {
+        // Writing to a string cannot fail.
+        let _ = write!(chain, "{client}");
+        text_line(out, "x-forwarded-for", &chain);
+    }
+    let protocol = if forwarded.tls { "https" } else { "http" };
+    text_line(out, "x-forwarded-proto", protocol);
+    if let Some(host) = head.host {
+        text_line(out, "x-forwarded-host", host);
+    }
+    text_line(out, "x-request-id", forwarded.id);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Writes the response head for the client. With `close` it says that nothing follows.
+pub fn response(out: &mut Vec<u8>, head: &ResponseHead<'_, '_>, close: bool) {
+    let mut status = String::with_capacity(32);
+    // Writing to a string cannot fail.
+    let _ = write!(status, "HTTP/1.1 {} {}\r\n", head.status, head.reason);
+    out.extend_from_slice(status.as_bytes());
+    for header in head.headers {
+        if !is_hop_by_hop(header.name, head.headers) {
+            line(out, header);
+        }
+    }
+    if head.framing == Framing::Chunked {
+        text_line(out, "transfer-encoding", "chunked");
+    }
+    if close {
+        text_line(out, "connection", "close");
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Lines that only the gateway may write: a client's own would be believed.
+fn is_ours(name: &str) -> bool {
+    match name.len() {
+        12 => name.eq_ignore_ascii_case("x-request-id"),
+        15 => name.eq_ignore_ascii_case("x-forwarded-for"),
+        16 => name.eq_ignore_ascii_case("x-forwarded-host"),
+        17 => name.eq_ignore_ascii_case("x-forwarded-proto"),
+        _ => false,
+    }
+}
+
+fn line(out: &mut Vec<u8>, header: &Header<'_>) {
+    out.extend_from_slice(header.name.as_bytes());
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(header.value);
+    out.extend_from_slice(b"\r\n");
+}
+
+fn text_line(out: &mut Vec<u8>, name: &str, value: &str) {
+    for part in [name, ": ", value, "\r\n"] {
+        out.extend_from_slice(part.as_bytes());
+    }
+}

@@ -1,0 +1,590 @@
+//! One client connection on the lean lane: request by request, until one needs the full lane.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pingora::{protocols::Stream, server::ShutdownWatch};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use super::buffers::{self, Buffer};
+use super::forward::{self, Forwarded};
+use super::head::{self, Framing, HEADERS_MAX, HeadError};
+use super::pool::{PoolKey, Pools, UpstreamConnection};
+use super::relay::{self, Patience, Remaining, within};
+use crate::{
+    config::{ListenerIndex, UpstreamIndex},
+    owner::Quality,
+    proxy::{
+        Shared,
+        meter::{EndpointId, Tracked},
+        new_request_id,
+        record::{Leg, RequestLine, RequestRecord},
+        route::Route,
+        tenant,
+        upstream::{Outcome, PeerRef},
+    },
+    units::PayloadBytes,
+};
+
+/// As long as the full lane keeps an idle client connection.
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
+/// From a request's first byte to the end of its header, and again to the end of its body.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(60);
+/// A body larger than this streams through the full lane.
+const BODY_MAX: u64 = 48 * 1024;
+/// Room before a response for a head that grows.
+const HEADROOM: usize = 1024;
+
+/// The lean lane of one listener.
+pub struct Lane {
+    /// Shared state.
+    pub shared: Arc<Shared>,
+    /// Which listener.
+    pub listener: ListenerIndex,
+    /// The listener's TLS.
+    pub tls: bool,
+    /// Kept upstream connections.
+    pub pools: Arc<Pools>,
+}
+
+/// The client's side.
+struct Client<'a> {
+    stream: &'a mut Stream,
+    address: Option<std::net::SocketAddr>,
+    tracked: Option<Tracked>,
+}
+
+/// How a request left the connection.
+enum Left {
+    /// The next may come; bytes of it may be here already.
+    Open(Option<Buffer>),
+    Closing,
+    /// This request is the full lane's, with everything read of it.
+    Full(Buffer),
+}
+
+/// What a head asks for.
+enum Plan {
+    More,
+    Full,
+    Refuse(HeadError),
+    Serve(Box<Request>),
+}
+
+/// A request that this lane serves.
+struct Request {
+    record: RequestRecord,
+    upstream: UpstreamIndex,
+    /// The head for the upstream; the body is appended.
+    outbound: Buffer,
+    head_bytes: usize,
+    body_bytes: usize,
+    /// May be sent again when a kept connection turns out closed.
+    repeatable: bool,
+    to_head: bool,
+    keep_alive: bool,
+}
+
+impl Lane {
+    /// Serves a connection until it ends (None), or until a request needs the full lane: then
+    /// with what has been read of that request.
+    pub async fn connection(
+        &self,
+        stream: &mut Stream,
+        shutdown: &ShutdownWatch,
+    ) -> Option<Buffer> {
+        let digest = stream.get_socket_digest();
+        let tracked = digest
+            .as_ref()
+            .and_then(|digest| self.shared.meter.find(digest));
+        let address = digest
+            .as_ref()
+            .and_then(|digest| digest.peer_addr()?.as_inet().copied());
+        let mut client = Client {
+            stream,
+            address,
+            tracked,
+        };
+        let mut shutdown = shutdown.clone();
+        let mut carried = None;
+        loop {
+            let buffer = match carried.take() {
+                Some(buffer) => buffer,
+                None => self.idle(&mut client, &mut shutdown).await?,
+            };
+            let draining = *shutdown.borrow();
+            match self.request(&mut client, buffer, draining).await {
+                Left::Open(rest) => carried = rest,
+                Left::Closing => {
+                    client.stream.shutdown().await.ok();
+                    return None;
+                }
+                Left::Full(buffer) => return Some(buffer),
+            }
+        }
+    }
+
+    /// Waits for a request; None when the client closes, is silent for too long, or we stop.
+    async fn idle(&self, client: &mut Client<'_>, shutdown: &mut ShutdownWatch) -> Option<Buffer> {
+        if *shutdown.borrow() {
+            return None;
+        }
+        tokio::select! {
+            first = within(KEEP_ALIVE, buffers::first_bytes(client.stream.as_mut())) => {
+                first.ok().flatten()
+            }
+            _ = shutdown.changed() => None,
+        }
+    }
+
+    async fn request(&self, client: &mut Client<'_>, mut buffer: Buffer, draining: bool) -> Left {
+        let deadline = tokio::time::Instant::now() + REQUEST_DEADLINE;
+        let mut request = loop {
+            match self.plan(client, &buffer.bytes, draining) {
+                Plan::Serve(request) => break request,
+                Plan::Full => return Left::Full(buffer),
+                // The full lane refuses it, in its words, and records it.
+                Plan::Refuse(error) => {
+                    log::debug!("{}: {error}", self.listener.0);
+                    return Left::Full(buffer);
+                }
+                Plan::More => {
+                    let more = client.stream.read_buf(&mut buffer.bytes);
+                    match tokio::time::timeout_at(deadline, more).await {
+                        Ok(Ok(1..)) => {}
+                        _ => return Left::Closing,
+                    }
+                }
+            }
+        };
+        let end = request.head_bytes + request.body_bytes;
+        while buffer.bytes.len() < end {
+            let more = client.stream.read_buf(&mut buffer.bytes);
+            match tokio::time::timeout_at(deadline, more).await {
+                Ok(Ok(1..)) => {}
+                _ => {
+                    request.record.error = Some("the client's body did not come".into());
+                    return Left::Closing;
+                }
+            }
+        }
+        if request.body_bytes > 0 {
+            let body = &buffer.bytes[request.head_bytes..end];
+            request.outbound.bytes.extend_from_slice(body);
+            request.record.request_body = PayloadBytes(request.body_bytes as u64);
+            if let Some(leg) = &mut request.record.client {
+                leg.received_all();
+            }
+        }
+        let rest = (buffer.bytes.len() > end).then(|| {
+            let mut rest = Buffer::take();
+            rest.bytes.extend_from_slice(&buffer.bytes[end..]);
+            rest
+        });
+        drop(buffer);
+        match self.exchange(client, &mut request).await {
+            Ok(true) => Left::Open(rest),
+            Ok(false) => Left::Closing,
+            Err(error) => {
+                request
+                    .record
+                    .error
+                    .get_or_insert_with(|| error.to_string());
+                Left::Closing
+            }
+        }
+    }
+
+    /// Everything that is decided from the head alone.
+    fn plan(&self, client: &Client<'_>, bytes: &[u8], draining: bool) -> Plan {
+        let mut lines = [httparse::EMPTY_HEADER; HEADERS_MAX];
+        let head = match head::request(bytes, &mut lines) {
+            Ok(Some(head)) => head,
+            Ok(None) => return Plan::More,
+            Err(error) => return Plan::Refuse(error),
+        };
+        let body_bytes = match head.framing {
+            Framing::None => 0,
+            Framing::Length(length) if length <= BODY_MAX => usize::try_from(length).unwrap_or(0),
+            _ => return Plan::Full,
+        };
+        let Some(host) = head.host else {
+            return Plan::Full;
+        };
+        if head.special || head.old || !head.target.starts_with('/') {
+            return Plan::Full;
+        }
+        let Ok(method) = http::Method::from_bytes(head.method.as_bytes()) else {
+            return Plan::Full;
+        };
+        let path = head
+            .target
+            .split_once('?')
+            .map_or(head.target, |(path, _)| path);
+        let mut record = RequestRecord::new(Arc::clone(&self.shared));
+        record.arrive();
+        record.route = record
+            .generation
+            .router
+            .find(self.listener, Some(host), path, &method)
+            .cloned();
+        let fit = |route: &Route| record.generation.fit.route(route.index.0);
+        let Some(route) = record.route.clone().filter(|route| fit(route)) else {
+            return Plan::Full;
+        };
+        let lookup = |name: &http::HeaderName| {
+            head.headers
+                .iter()
+                .find(|line| line.name.eq_ignore_ascii_case(name.as_str()))
+                .and_then(|line| std::str::from_utf8(line.value).ok())
+        };
+        record.tenant = tenant(Some(&route.tenant), lookup);
+        let id = lookup(&crate::proxy::X_REQUEST_ID)
+            .filter(|id| !id.is_empty() && id.len() <= 128)
+            .map_or_else(new_request_id, str::to_owned);
+        let mut outbound = Buffer::take();
+        let forwarded = Forwarded {
+            client: client.address.map(|address| address.ip()),
+            tls: self.tls,
+            id: &id,
+        };
+        forward::request(&mut outbound.bytes, &head, &forwarded);
+        let config = &record.generation.config;
+        let line = RequestLine {
+            id,
+            method: head.method.to_owned(),
+            host: host.to_owned(),
+            path: path.to_owned(),
+            version: "HTTP/1.1",
+            client_address: client
+                .address
+                .map(|address| address.to_string())
+                .unwrap_or_default(),
+            listener: Arc::from(config.listeners[self.listener.0].name.as_str()),
+        };
+        record.begin(line);
+        if let Some(tracked) = &client.tracked {
+            let owner = self.shared.meter.route_owner(
+                &record.generation.endpoints,
+                EndpointId::Listener(self.listener),
+                Some(&route),
+                &record.tenant,
+                Quality::Exact,
+            );
+            let more = bytes.len() < head.bytes + body_bytes;
+            record.client = owner.map(|owner| {
+                Leg::begin(&self.shared, tracked.clone(), owner, Quality::Exact, more)
+            });
+        }
+        Plan::Serve(Box::new(Request {
+            upstream: route.upstream,
+            outbound,
+            head_bytes: head.bytes,
+            body_bytes,
+            repeatable: method.is_idempotent(),
+            to_head: method == http::Method::HEAD,
+            keep_alive: head.keep_alive && !draining,
+            record,
+        }))
+    }
+
+    /// Sends the request and the answer. True when the client's connection stays open.
+    async fn exchange(&self, client: &mut Client<'_>, request: &mut Request) -> io::Result<bool> {
+        let patience = {
+            let upstream = &request.record.generation.config.upstreams[request.upstream.0];
+            Patience {
+                read: upstream.read_timeout,
+                write: upstream.write_timeout,
+            }
+        };
+        let (mut connection, key, mut answer) = match self.answer(request, patience).await {
+            Ok(found) => found,
+            Err(failure) => return self.refuse(client, request, failure).await,
+        };
+        // Interim responses first, then the one that counts.
+        let (mut remaining, reusable, keep_alive) = loop {
+            let from = HEADROOM;
+            let mut out = Buffer::take();
+            let step = {
+                let mut lines = [httparse::EMPTY_HEADER; HEADERS_MAX];
+                match head::response(&answer.bytes[from..], &mut lines, request.to_head) {
+                    Ok(None) => None,
+                    Err(error) => {
+                        let failure = Failure::bad_gateway(error.to_string());
+                        return self.refuse(client, request, failure).await;
+                    }
+                    Ok(Some(head)) => {
+                        let keep_alive = request.keep_alive && head.framing != Framing::UntilClose;
+                        let interim = head.status < 200;
+                        forward::response(&mut out.bytes, &head, !keep_alive && !interim);
+                        Some((
+                            head.status,
+                            head.bytes,
+                            head.framing,
+                            head.keep_alive,
+                            keep_alive,
+                        ))
+                    }
+                }
+            };
+            let Some((status, head_bytes, framing, reusable, keep_alive)) = step else {
+                let more = connection.stream.read_buf(&mut answer.bytes);
+                match within(patience.read, more).await {
+                    Ok(1..) => continue,
+                    Ok(0) => {
+                        let failure = Failure::bad_gateway("closed inside its head".into());
+                        return self.refuse(client, request, failure).await;
+                    }
+                    Err(error) => return self.refuse(client, request, Failure::from(error)).await,
+                }
+            };
+            if status < 200 {
+                within(patience.write, client.stream.write_all(&out.bytes)).await?;
+                within(patience.write, client.stream.flush()).await?;
+                answer.bytes.drain(from..from + head_bytes);
+                continue;
+            }
+            request.record.status = status;
+            let mut remaining = Remaining::new(framing);
+            let body_from = from + head_bytes;
+            let taken = remaining
+                .take(&answer.bytes[body_from..])
+                .map_err(io::Error::other)?;
+            let clean = body_from + taken == answer.bytes.len();
+            answer.bytes.truncate(body_from + taken);
+            if remaining.is_done() {
+                upstream_is_done(&mut request.record);
+            }
+            // Head and body leave in one write, without moving the body.
+            if out.bytes.len() <= body_from {
+                let start = body_from - out.bytes.len();
+                answer.bytes[start..body_from].copy_from_slice(&out.bytes);
+                within(
+                    patience.write,
+                    client.stream.write_all(&answer.bytes[start..]),
+                )
+                .await?;
+            } else {
+                within(patience.write, client.stream.write_all(&out.bytes)).await?;
+                let body = &answer.bytes[body_from..];
+                within(patience.write, client.stream.write_all(body)).await?;
+            }
+            request.record.response_body = PayloadBytes(remaining.payload());
+            break (remaining, reusable && clean, keep_alive);
+        };
+        let mut reusable = reusable;
+        if !remaining.is_done() {
+            let record = &mut request.record;
+            let relayed = relay::body(
+                &mut connection.stream,
+                client.stream.as_mut(),
+                &mut remaining,
+                &mut answer,
+                patience,
+                |payload| record.response_body = PayloadBytes(payload),
+            )
+            .await;
+            match relayed {
+                Ok(again) => reusable &= again,
+                Err(error) => return Err(io::Error::other(error)),
+            }
+            upstream_is_done(record);
+        }
+        if reusable {
+            let idle = self.idle_timeout(request);
+            let generation = &request.record.generation;
+            self.pools
+                .put(key, connection, generation, Instant::now(), idle);
+        }
+        within(patience.write, client.stream.flush()).await?;
+        Ok(keep_alive)
+    }
+
+    fn idle_timeout(&self, request: &Request) -> Duration {
+        request.record.generation.config.upstreams[request.upstream.0].idle_timeout
+    }
+
+    /// Sends the request to peers until one begins to answer; returns what has been read of the
+    /// answer, behind [`HEADROOM`].
+    async fn answer(
+        &self,
+        request: &mut Request,
+        patience: Patience,
+    ) -> Result<(UpstreamConnection, PoolKey, Buffer), Failure> {
+        let mut fresh_only = false;
+        loop {
+            let generation = Arc::clone(&request.record.generation);
+            let pool = &generation.pools[request.upstream.0];
+            let Some(peer) = pool.pick(&request.record.tried, Instant::now()) else {
+                return Err(Failure::bad_gateway("every peer was tried".into()));
+            };
+            request.record.current = Some((request.upstream, peer));
+            let key = PoolKey {
+                upstream: Arc::clone(pool),
+                peer: peer.address,
+            };
+            let kept = if fresh_only {
+                None
+            } else {
+                let idle = self.idle_timeout(request);
+                self.pools.take(&key, Instant::now(), idle)
+            };
+            let reused = kept.is_some();
+            let mut connection = match kept {
+                Some(connection) => connection,
+                None => match self.connect(request, peer).await {
+                    Ok(connection) => connection,
+                    Err(error) => {
+                        let upstream = &generation.config.upstreams[request.upstream.0];
+                        pool.report(peer.index, Outcome::ConnectFailed, Instant::now());
+                        self.shared.metrics.connect_failure(&upstream.name);
+                        let record = &mut request.record;
+                        record.tried.push(peer.index);
+                        let left = record.tried.len() <= upstream.retries
+                            && record.tried.len() < upstream.peers.len();
+                        if left {
+                            continue;
+                        }
+                        return Err(Failure::from(error));
+                    }
+                },
+            };
+            self.attempt(request, peer, reused, connection.tracked.as_ref());
+            let mut answer = Buffer::take();
+            answer.bytes.resize(HEADROOM, 0);
+            let sent = within(
+                patience.write,
+                connection.stream.write_all(&request.outbound.bytes),
+            )
+            .await;
+            let read = match sent {
+                Ok(()) => {
+                    within(patience.read, connection.stream.read_buf(&mut answer.bytes)).await
+                }
+                Err(error) => Err(error),
+            };
+            match read {
+                Ok(1..) => return Ok((connection, key, answer)),
+                // A kept connection that the peer had closed: the request did not arrive.
+                Ok(0) | Err(_) if reused && request.repeatable => fresh_only = true,
+                Ok(0) => return Err(Failure::bad_gateway("closed without an answer".into())),
+                Err(error) => return Err(Failure::from(error)),
+            }
+        }
+    }
+
+    async fn connect(&self, request: &Request, peer: PeerRef) -> io::Result<UpstreamConnection> {
+        let generation = &request.record.generation;
+        let upstream = &generation.config.upstreams[request.upstream.0];
+        let stream = within(upstream.connect_timeout, TcpStream::connect(peer.address)).await?;
+        stream.set_nodelay(true)?;
+        generation.pools[request.upstream.0].report(peer.index, Outcome::Connected, Instant::now());
+        let endpoint = EndpointId::Upstream(request.upstream);
+        Ok(UpstreamConnection::new(
+            stream,
+            &self.shared,
+            |digest, fd| {
+                self.shared
+                    .meter
+                    .open(&generation.endpoints, digest, fd, endpoint, false);
+            },
+        ))
+    }
+
+    fn attempt(
+        &self,
+        request: &mut Request,
+        peer: PeerRef,
+        reused: bool,
+        tracked: Option<&Tracked>,
+    ) {
+        let record = &mut request.record;
+        let owner = tracked.and_then(|_| {
+            self.shared.meter.route_owner(
+                &record.generation.endpoints,
+                EndpointId::Upstream(request.upstream),
+                record.route.as_deref(),
+                &record.tenant,
+                Quality::Exact,
+            )
+        });
+        let leg = tracked.zip(owner).map(|(tracked, owner)| {
+            Leg::begin(&self.shared, tracked.clone(), owner, Quality::Exact, true)
+        });
+        record.attempt(peer, reused, leg);
+    }
+
+    /// Answers in the upstream's place.
+    async fn refuse(
+        &self,
+        client: &mut Client<'_>,
+        request: &mut Request,
+        failure: Failure,
+    ) -> io::Result<bool> {
+        request.record.status = failure.status;
+        request.record.error.get_or_insert(failure.what);
+        let body = serde_json::json!({
+            "type": "about:blank", "title": failure.title, "status": failure.status,
+        })
+        .to_string();
+        let connection = if request.keep_alive {
+            "keep-alive"
+        } else {
+            "close"
+        };
+        let mut text = format!(
+            "HTTP/1.1 {} {}\r\ncontent-type: application/problem+json\r\n\
+             content-length: {}\r\nconnection: {connection}\r\n\r\n",
+            failure.status,
+            failure.title,
+            body.len(),
+        );
+        if !request.to_head {
+            text.push_str(&body);
+            request.record.response_body = PayloadBytes(body.len() as u64);
+        }
+        client.stream.write_all(text.as_bytes()).await?;
+        client.stream.flush().await?;
+        Ok(request.keep_alive)
+    }
+}
+
+/// Why the upstream's answer is ours.
+struct Failure {
+    status: u16,
+    title: &'static str,
+    what: String,
+}
+
+impl Failure {
+    fn bad_gateway(what: String) -> Self {
+        Self {
+            status: 502,
+            title: "Bad Gateway",
+            what: format!("upstream: {what}"),
+        }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::TimedOut {
+            return Self {
+                status: 504,
+                title: "Gateway Timeout",
+                what: "upstream: timed out".into(),
+            };
+        }
+        Self::bad_gateway(error.to_string())
+    }
+}
+
+/// The upstream has sent everything: said before the client can know, so that the next request's
+/// bytes are not taken for this one's.
+fn upstream_is_done(record: &mut RequestRecord) {
+    if let Some(leg) = record.upstreams.last_mut().and_then(|at| at.leg.as_mut()) {
+        leg.received_all();
+    }
+}
