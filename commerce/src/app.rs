@@ -13,6 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 use crate::catalogue::{self, SeedError};
+use crate::command::pay::Provider;
 use crate::config::Config;
 use crate::http::{self, Drain, Shared};
 use crate::metrics::Metrics;
@@ -44,7 +45,14 @@ impl Service {
             readers: config.readers,
         };
         let metrics = Metrics::new();
-        let (store, writer) = Store::open(&config.database, limits, &seed, &metrics)?;
+        let (target, counters) = (config.store.clone(), metrics.clone());
+        // It blocks, and PostgreSQL's connections bring their own runtime.
+        let opened =
+            tokio::task::spawn_blocking(move || Store::open(&target, limits, &seed, &counters));
+        let (store, writer) = opened
+            .await
+            .map_err(std::io::Error::other)
+            .map_err(StoreError::Thread)??;
         let bind = |error| ServiceError::Bind(config.listen, error);
         let listener = TcpListener::bind(config.listen).await.map_err(bind)?;
         let address = listener.local_addr().map_err(bind)?;
@@ -55,6 +63,8 @@ impl Service {
                 store,
                 metrics,
                 drain: Drain::default(),
+                hold: config.hold,
+                provider: Provider::Immediate,
             },
             writer,
             drain_announce: config.drain_announce,

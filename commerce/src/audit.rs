@@ -1,15 +1,13 @@
-//! The auditor: proves from the file alone that the service kept its promises.
+//! The auditor: proves from the database alone that the service kept its promises.
 //!
 //! It trusts no code of the service: each `CHECKS` entry is one query that selects the
 //! rows which break a promise. Everything is read in one snapshot, so a live database can
 //! be audited while it serves.
 
 use std::fmt;
-use std::path::Path;
 
-use rusqlite::Connection;
-
-use crate::store::{self, StoreError};
+use crate::store::sql::{Backend, Connection, SqlError};
+use crate::store::{StoreError, Target, schema};
 
 /// Violations shown per check; the count is always complete.
 const SHOWN_MAX: usize = 10;
@@ -20,6 +18,8 @@ struct Check {
     promise: &'static str,
     /// What is counted as checked, and the query that counts it.
     subject: &'static str,
+    /// The database it is about; `None` for both.
+    only: Option<Backend>,
     count: &'static str,
     /// Selects one text per violation.
     violations: &'static str,
@@ -28,40 +28,68 @@ struct Check {
 const CHECKS: &[Check] = &[
     Check {
         name: "stock_conserved",
-        promise: "initial = available + sold",
+        promise: "initial = available + reserved + sold, none negative",
         subject: "SKUs",
+        only: None,
         count: "SELECT count(*) FROM stock",
         violations: "
-            SELECT 'SKU ' || sku || ': initial ' || initial || ', available ' || available || ', sold ' || sold
-            FROM (SELECT sku, initial, available,
-                         (SELECT coalesce(sum(quantity), 0) FROM order_line WHERE order_line.sku = stock.sku) AS sold
-                  FROM stock)
-            WHERE initial <> available + sold OR available < 0",
+            SELECT 'SKU ' || sku || ': initial ' || initial || ', available ' || available
+                   || ', reserved ' || reserved || ', sold ' || sold
+            FROM stock
+            WHERE initial <> available + reserved + sold OR available < 0 OR reserved < 0 OR sold < 0",
+    },
+    Check {
+        name: "stock_explained",
+        promise: "reserved and sold are what open and paid orders hold",
+        subject: "SKUs",
+        only: None,
+        count: "SELECT count(*) FROM stock",
+        violations: "
+            SELECT 'SKU ' || sku || ': reserved ' || reserved || ' for ' || held
+                   || ', sold ' || sold || ' for ' || bought || ', restocked ' || back
+            FROM (SELECT sku, reserved, sold,
+                         (SELECT CAST(coalesce(sum(l.quantity), 0) AS BIGINT) FROM order_line AS l
+                          JOIN orders AS o ON o.id = l.order_id
+                          WHERE l.sku = stock.sku AND o.status = 'placed') AS held,
+                         (SELECT CAST(coalesce(sum(l.quantity), 0) AS BIGINT) FROM order_line AS l
+                          JOIN orders AS o ON o.id = l.order_id
+                          WHERE l.sku = stock.sku
+                            AND o.status IN ('paid', 'partially_refunded', 'refunded')) AS bought,
+                         (SELECT CAST(coalesce(sum(r.quantity), 0) AS BIGINT) FROM refund_line AS r
+                          WHERE r.sku = stock.sku AND r.restocked = 1) AS back
+                  FROM stock) AS s
+            WHERE reserved <> held OR sold <> bought - back",
     },
     Check {
         name: "ledger_balanced",
-        promise: "sum of ledger movements = available",
+        promise: "sums of ledger movements = available, reserved, sold",
         subject: "movements",
+        only: None,
         count: "SELECT count(*) FROM stock_movement",
         violations: "
-            SELECT 'SKU ' || sku || ': movements sum to ' || balance || ', available ' || available
-            FROM (SELECT sku, available,
-                         (SELECT coalesce(sum(delta), 0) FROM stock_movement AS m WHERE m.sku = stock.sku) AS balance
-                  FROM stock)
-            WHERE balance <> available",
+            SELECT 'SKU ' || s.sku || ': movements sum to ' || m.available || ', ' || m.reserved
+                   || ', ' || m.sold || '; stock is ' || s.available || ', ' || s.reserved || ', ' || s.sold
+            FROM stock AS s JOIN
+                (SELECT stock.sku, CAST(coalesce(sum(v.available), 0) AS BIGINT) AS available,
+                        CAST(coalesce(sum(v.reserved), 0) AS BIGINT) AS reserved,
+                        CAST(coalesce(sum(v.sold), 0) AS BIGINT) AS sold
+                 FROM stock LEFT JOIN stock_movement AS v ON v.sku = stock.sku
+                 GROUP BY stock.sku) AS m ON m.sku = s.sku
+            WHERE m.available <> s.available OR m.reserved <> s.reserved OR m.sold <> s.sold",
     },
     Check {
         name: "ledger_explained",
-        promise: "each order line has exactly its movement, and each sale its line",
+        promise: "each order line was reserved exactly once, and each reservation has its line",
         subject: "order lines",
+        only: None,
         count: "SELECT count(*) FROM order_line",
         violations: "
             SELECT 'order ' || coalesce(l.order_id, m.order_id, 'none') || ' SKU ' || coalesce(l.sku, m.sku)
                    || ': line ' || coalesce(l.quantity, 0) || ', movements ' || coalesce(m.delta, 0)
                    || ' in ' || coalesce(m.entries, 0)
             FROM order_line AS l
-            FULL JOIN (SELECT order_id, sku, sum(delta) AS delta, count(*) AS entries
-                       FROM stock_movement WHERE reason = 'sale' GROUP BY order_id, sku) AS m
+            FULL JOIN (SELECT order_id, sku, CAST(sum(available) AS BIGINT) AS delta, count(*) AS entries
+                       FROM stock_movement WHERE reason = 'reserve' GROUP BY order_id, sku) AS m
                    ON m.order_id = l.order_id AND m.sku = l.sku
             WHERE l.quantity IS NULL OR m.delta IS NULL OR m.delta <> -l.quantity OR m.entries <> 1",
     },
@@ -69,6 +97,7 @@ const CHECKS: &[Check] = &[
         name: "one_order_per_key",
         promise: "each order has exactly one idempotency key, and each created answer its order",
         subject: "keys",
+        only: None,
         count: "SELECT count(*) FROM idempotency",
         violations: "
             SELECT 'order ' || o.id || ': ' || count(i.key) || ' keys'
@@ -78,36 +107,107 @@ const CHECKS: &[Check] = &[
             SELECT 'key ' || i.principal || '/' || i.route || '/' || i.key || ': status ' || i.status
                    || ', order ' || coalesce(i.order_id, 'none')
             FROM idempotency AS i LEFT JOIN orders AS o ON o.id = i.order_id AND o.principal = i.principal
-            WHERE (i.status = 201) <> (o.id IS NOT NULL)",
+            WHERE (i.order_id IS NOT NULL OR i.route = 'POST /api/v1/orders')
+              AND (i.status = 201) <> (o.id IS NOT NULL)",
     },
     Check {
         name: "order_totals",
-        promise: "line total = unit price * quantity, order total = sum of lines",
+        promise: "line total = unit price * quantity, order total = sum of lines - discounts",
         subject: "orders",
+        only: None,
         count: "SELECT count(*) FROM orders",
         violations: "
             SELECT 'order ' || order_id || ' SKU ' || sku || ': ' || quantity || ' at ' || unit_price_minor
                    || ' is not ' || total_minor
             FROM order_line WHERE total_minor <> unit_price_minor * quantity
             UNION ALL
-            SELECT 'order ' || o.id || ': total ' || o.total_minor || ', lines ' || coalesce(sum(l.total_minor), 'none')
+            SELECT 'order ' || o.id || ': total ' || o.total_minor || ', lines '
+                   || coalesce(CAST(sum(l.total_minor - l.allocated_discount_minor) AS TEXT), 'none')
             FROM orders AS o LEFT JOIN order_line AS l ON l.order_id = o.id
-            GROUP BY o.id HAVING count(l.sku) = 0 OR sum(l.total_minor) <> o.total_minor",
+            GROUP BY o.id, o.total_minor
+            HAVING count(l.sku) = 0 OR sum(l.total_minor - l.allocated_discount_minor) <> o.total_minor",
+    },
+    Check {
+        name: "refunds_reverse_lines",
+        promise: "refunded = sum of refunded lines, no more than bought; a full refund is the total",
+        subject: "refunds",
+        only: None,
+        count: "SELECT count(*) FROM refund",
+        violations: "
+            SELECT 'order ' || o.id || ': ' || o.status || ', total ' || o.total_minor || ', refunded '
+                   || o.refunded_minor || ', lines ' || CAST(coalesce(sum(r.amount_minor), 0) AS BIGINT)
+            FROM orders AS o LEFT JOIN refund_line AS r ON r.order_id = o.id
+            GROUP BY o.id, o.status, o.total_minor, o.refunded_minor
+            HAVING coalesce(sum(r.amount_minor), 0) <> o.refunded_minor
+                OR (o.status = 'refunded' AND o.refunded_minor <> o.total_minor)
+            UNION ALL
+            SELECT 'order ' || l.order_id || ' SKU ' || l.sku || ': more units refunded than bought'
+            FROM order_line AS l JOIN refund_line AS r ON r.order_id = l.order_id AND r.sku = l.sku
+            GROUP BY l.order_id, l.sku, l.quantity HAVING sum(r.quantity) > l.quantity",
+    },
+    Check {
+        name: "payments_add_up",
+        promise: "a payment's amounts are the sums of its events; a paid order has its money",
+        subject: "payments",
+        only: None,
+        count: "SELECT count(*) FROM payment",
+        violations: "
+            SELECT 'payment ' || p.id || ': captured ' || p.captured_minor || ', refunded '
+                   || p.refunded_minor || ' are not its events'
+            FROM payment AS p LEFT JOIN payment_event AS e ON e.payment_id = p.id
+            GROUP BY p.id, p.captured_minor, p.refunded_minor
+            HAVING p.captured_minor <> coalesce(sum(CASE WHEN e.kind = 'captured' THEN e.amount_minor END), 0)
+                OR p.refunded_minor <> coalesce(sum(CASE WHEN e.kind = 'refunded' THEN e.amount_minor END), 0)
+            UNION ALL
+            SELECT 'order ' || o.id || ': ' || o.status || ' without the money'
+            FROM orders AS o
+            WHERE o.status IN ('paid', 'partially_refunded', 'refunded')
+              AND o.total_minor > (SELECT coalesce(sum(p.captured_minor), 0) FROM payment AS p
+                                   WHERE p.order_id = o.id)",
     },
     Check {
         name: "outbox_complete",
-        promise: "each order has exactly one order.placed event",
+        promise: "each version of each order has exactly one event",
         subject: "events",
+        only: None,
         count: "SELECT count(*) FROM outbox",
         violations: "
-            SELECT 'order ' || o.id || ': ' || count(e.seq) || ' events'
-            FROM orders AS o LEFT JOIN outbox AS e ON e.order_id = o.id AND e.topic = 'order.placed'
-            GROUP BY o.id HAVING count(e.seq) <> 1",
+            SELECT 'order ' || o.id || ': version ' || o.version || ', ' || count(e.seq) || ' events of '
+                   || count(DISTINCT e.version) || ' versions'
+            FROM orders AS o LEFT JOIN outbox AS e ON e.order_id = o.id AND e.topic LIKE 'order.%'
+            GROUP BY o.id, o.version
+            HAVING count(e.seq) <> o.version OR count(DISTINCT e.version) <> o.version",
+    },
+    Check {
+        name: "events_delivered_or_pending",
+        promise: "each event is before a sink's cursor, or pending, or a dead letter; none is missing",
+        subject: "sinks",
+        only: Some(Backend::Sqlite),
+        count: "SELECT count(*) FROM sink",
+        violations: "
+            SELECT 'outbox: ' || count(*) || ' events up to number ' || max(seq)
+            FROM outbox HAVING count(*) <> coalesce(max(seq), 0)
+            UNION ALL
+            SELECT 'sink ' || id || ': cursor ' || cursor || ' is beyond the last event'
+            FROM sink WHERE cursor > (SELECT coalesce(max(seq), 0) FROM outbox)",
+    },
+    Check {
+        name: "events_delivered_or_pending",
+        promise: "each event of each sink is delivered, or pending, or a dead letter; none is missing",
+        subject: "sinks",
+        only: Some(Backend::Postgres),
+        count: "SELECT count(*) FROM sink",
+        violations: "
+            SELECT 'event ' || e.event_id || ' was never queued for sink ' || s.id
+            FROM sink AS s JOIN outbox AS e ON s.principal IS NULL OR s.principal = e.principal
+            LEFT JOIN delivery AS d ON d.sink = s.id AND d.event_id = e.event_id
+            WHERE d.seq IS NULL AND e.at_ms > s.created_at_ms AND s.deleted_at_ms IS NULL",
     },
     Check {
         name: "references_intact",
         promise: "no row refers to a missing one",
         subject: "tables",
+        only: Some(Backend::Sqlite),
         count: "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'",
         violations: "SELECT \"table\" || ' row ' || coalesce(rowid, '?') || ' refers to a missing ' || parent
                      FROM pragma_foreign_key_check",
@@ -116,6 +216,7 @@ const CHECKS: &[Check] = &[
         name: "file_intact",
         promise: "SQLite finds no damage",
         subject: "pages",
+        only: Some(Backend::Sqlite),
         count: "SELECT page_count FROM pragma_page_count",
         violations: "SELECT integrity_check FROM pragma_integrity_check WHERE integrity_check <> 'ok'",
     },
@@ -189,33 +290,34 @@ impl fmt::Display for Report {
 /// Why nothing could be proved.
 #[derive(Debug, thiserror::Error)]
 pub enum AuditError {
-    /// The file cannot be read, or is no database.
+    /// The database cannot be read, or is none.
     #[error("the database: {0}")]
-    Sqlite(#[from] rusqlite::Error),
-    /// The file has another schema than the checks.
+    Sql(#[from] SqlError),
+    /// The database has another schema than the checks.
     #[error(transparent)]
     Schema(StoreError),
-    /// The file was never used by this service, or by an older version of it.
+    /// The database was never used by this service, or by an older version of it.
     #[error(
         "the database has schema {found}, and this audit proves {known}; serve it once to migrate"
     )]
     SchemaOld {
-        /// Version in the file.
+        /// Version in the database.
         found: u32,
         /// Version the checks are for.
         known: u32,
     },
 }
 
-/// Audits a database file, read-only and in one snapshot.
+/// Audits a database in one snapshot, writing nothing. It blocks.
 ///
 /// # Errors
-/// [`AuditError`] if the file cannot be read or has another schema. Broken promises are not
-/// errors; they are in the report.
-pub fn audit(path: &Path) -> Result<Report, AuditError> {
-    let connection = store::open_to_read(path)?;
-    let snapshot = connection.unchecked_transaction()?;
-    let (found, known) = (store::schema_version(&snapshot)?, store::SCHEMA_VERSION);
+/// [`AuditError`] if the database cannot be read or has another schema. Broken promises are
+/// not errors; they are in the report.
+pub fn audit(target: &Target) -> Result<Report, AuditError> {
+    let mut connection = target.open_to_read()?;
+    let connection = connection.as_mut();
+    connection.begin_snapshot()?;
+    let (found, known) = (schema::version(connection)?, schema::VERSION);
     if found > known {
         return Err(AuditError::Schema(StoreError::SchemaTooNew {
             found,
@@ -225,24 +327,26 @@ pub fn audit(path: &Path) -> Result<Report, AuditError> {
     if found < known {
         return Err(AuditError::SchemaOld { found, known });
     }
+    let backend = connection.backend();
     let findings = CHECKS
         .iter()
-        .map(|check| run(&snapshot, check))
+        .filter(|check| check.only.is_none_or(|only| only == backend))
+        .map(|check| run(connection, check))
         .collect::<Result<_, _>>()?;
+    connection.rollback()?;
     Ok(Report { findings })
 }
 
-fn run(connection: &Connection, check: &Check) -> rusqlite::Result<Finding> {
-    let checked = connection.query_row(check.count, [], |row| row.get(0))?;
-    let mut statement = connection.prepare(check.violations)?;
-    let mut rows = statement.query([])?;
-    let (mut violated, mut shown) = (0_usize, Vec::new());
-    while let Some(row) = rows.next()? {
-        violated = violated.saturating_add(1);
-        if shown.len() < SHOWN_MAX {
-            shown.push(row.get(0)?);
-        }
-    }
+fn run(connection: &mut dyn Connection, check: &Check) -> Result<Finding, SqlError> {
+    let mut counted = connection.query(check.count, &[])?;
+    let checked = counted.pop().map_or(Ok(0), |mut row| row.take())?;
+    let found = connection.query(check.violations, &[])?;
+    let violated = found.len();
+    let shown = found
+        .into_iter()
+        .take(SHOWN_MAX)
+        .map(|mut row| row.take())
+        .collect::<Result<_, _>>()?;
     let Check {
         name,
         promise,

@@ -3,8 +3,11 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::money::{Currency, Money};
+use crate::row;
+use crate::store::sql::{Field, Param, Row, SqlError};
 
 /// Longest SKU, in characters.
 pub const SKU_LEN_MAX: usize = 64;
@@ -12,7 +15,8 @@ pub const SKU_LEN_MAX: usize = 64;
 /// A stock keeping unit: 1 to [`SKU_LEN_MAX`] ASCII letters, digits, `-`, `_` or `.`.
 ///
 /// The alphabet is safe in a URL path, in HTML and in a log line without escaping.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, ToSchema)]
+#[schema(value_type = String, pattern = "^[A-Za-z0-9._-]{1,64}$", example = "1001")]
 pub struct Sku(String);
 
 impl Sku {
@@ -47,19 +51,29 @@ impl fmt::Display for Sku {
 #[error("a SKU is 1 to {SKU_LEN_MAX} ASCII letters, digits, '-', '_' or '.'")]
 pub struct SkuError;
 
-/// A product as shown to clients.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Product {
-    /// Its SKU.
-    pub sku: Sku,
-    /// Its name.
-    pub name: String,
-    /// A paragraph about it.
-    pub description: String,
-    /// Price of one unit.
-    pub price: Money,
-    /// Units available when it was read; only an order's answer is a promise.
-    pub available: i64,
+impl Field for Sku {
+    fn store<'a>(&'a self, params: &mut Vec<Param<'a>>) {
+        params.push(Param::Text(self.as_str().into()));
+    }
+    fn load(row: &mut Row) -> Result<Self, SqlError> {
+        Self::parse(&String::load(row)?).map_err(|_| SqlError::Column("a SKU"))
+    }
+}
+
+row! {
+    /// A product as shown to clients.
+    pub struct Product in "product JOIN stock USING (sku)" {
+        /// Its SKU.
+        pub sku: Sku ["sku"],
+        /// Its name.
+        pub name: String ["name"],
+        /// A paragraph about it.
+        pub description: String ["description"],
+        /// Price of one unit.
+        pub price: Money ["price_minor", "currency"],
+        /// Units available when it was read; only an order's answer is a promise.
+        pub available: i64 ["available"],
+    }
 }
 
 /// A product to add to the catalogue, with its opening stock.

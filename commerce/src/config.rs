@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
+use crate::store::Target;
+
 /// The order service behind the gateway.
 #[derive(Debug, Parser)]
 #[command(name = "commerce", version)]
@@ -31,9 +33,12 @@ pub struct ServeArguments {
     /// Address to accept connections on; port 0 takes a free one and logs it.
     #[arg(long, default_value = "127.0.0.1:9000")]
     pub listen: SocketAddr,
-    /// The SQLite file; created when absent.
-    #[arg(long)]
-    pub database: PathBuf,
+    /// Where the orders are.
+    #[command(flatten)]
+    pub target: TargetArguments,
+    /// How long an unpaid order keeps its stock, in seconds.
+    #[arg(long, default_value = "900")]
+    pub hold_seconds: u32,
     /// Commands that may wait for the writer before orders are refused with 503.
     #[arg(long, default_value = "1024")]
     pub queue_capacity: NonZeroUsize,
@@ -65,9 +70,31 @@ pub struct ServeArguments {
 /// Arguments of `commerce audit`.
 #[derive(Debug, Args)]
 pub struct AuditArguments {
-    /// The SQLite file to prove; opened read-only.
+    /// The database to prove; opened read-only.
+    #[command(flatten)]
+    pub target: TargetArguments,
+}
+
+/// Which database, in one of two spellings.
+#[derive(Clone, Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct TargetArguments {
+    /// The SQLite file; `serve` creates it when absent.
     #[arg(long)]
-    pub database: PathBuf,
+    pub database: Option<PathBuf>,
+    /// `sqlite:FILE`, or `postgres://user@host:port/database` for several machines.
+    #[arg(long)]
+    pub store: Option<Target>,
+}
+
+impl From<TargetArguments> for Target {
+    fn from(arguments: TargetArguments) -> Self {
+        match arguments.store {
+            Some(target) => target,
+            // clap demands one of the two.
+            None => Self::Sqlite(arguments.database.unwrap_or_default()),
+        }
+    }
 }
 
 /// Everything the service needs to know before it starts.
@@ -75,8 +102,10 @@ pub struct AuditArguments {
 pub struct Config {
     /// Address to accept connections on.
     pub listen: SocketAddr,
-    /// The SQLite file.
-    pub database: PathBuf,
+    /// The database.
+    pub store: Target,
+    /// How long an unpaid order keeps its stock.
+    pub hold: Duration,
     /// Commands that may wait for the writer.
     pub queue_capacity: NonZeroUsize,
     /// Connections that read.
@@ -93,7 +122,8 @@ impl From<ServeArguments> for Config {
     fn from(arguments: ServeArguments) -> Self {
         Self {
             listen: arguments.listen,
-            database: arguments.database,
+            store: arguments.target.into(),
+            hold: Duration::from_secs(arguments.hold_seconds.into()),
             queue_capacity: arguments.queue_capacity,
             readers: arguments.readers,
             seed: arguments.seed,

@@ -4,20 +4,25 @@
 
 mod catalogue;
 mod health;
+mod keyed;
 mod observe;
+mod openapi;
 mod orders;
 mod problem;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Query, rejection::QueryRejection};
 use axum::http::HeaderMap;
 use axum::middleware::from_fn_with_state;
-use axum::routing::get;
+use axum::routing::{get, post};
 use serde::Deserialize;
+use utoipa::IntoParams;
 
+use crate::command::pay::Provider;
 use crate::metrics::Metrics;
 use crate::store::Store;
 use problem::{Kind, Problem};
@@ -37,15 +42,27 @@ const ANONYMOUS: &str = "anonymous";
 mod route {
     pub(super) const ORDERS: &str = "/api/v1/orders";
     pub(super) const ORDER: &str = "/api/v1/orders/{id}";
+    pub(super) const CANCEL: &str = "/api/v1/orders/{id}/cancel";
+    pub(super) const PAY: &str = "/api/v1/orders/{id}/pay";
+    pub(super) const REFUND: &str = "/api/v1/orders/{id}/refund";
+    pub(super) const EVENTS: &str = "/api/v1/orders/{id}/events";
+    pub(super) const PAYMENTS: &str = "/api/v1/orders/{id}/payments";
+    pub(super) const OPENAPI: &str = "/openapi.json";
     pub(super) const PRODUCTS: &str = "/api/v1/products";
     pub(super) const PRODUCT: &str = "/api/v1/products/{sku}";
     pub(super) const PRODUCT_PAGE: &str = "/products/{sku}";
     pub(super) const LIVEZ: &str = "/livez";
     pub(super) const READYZ: &str = "/readyz";
     pub(super) const METRICS: &str = "/metrics";
-    pub(super) const ALL: [&str; 8] = [
+    pub(super) const ALL: &[&str] = &[
         ORDERS,
         ORDER,
+        CANCEL,
+        PAY,
+        REFUND,
+        EVENTS,
+        PAYMENTS,
+        OPENAPI,
         PRODUCTS,
         PRODUCT,
         PRODUCT_PAGE,
@@ -64,6 +81,10 @@ pub struct Shared {
     pub metrics: Metrics,
     /// Whether the service is on its way out.
     pub drain: Drain,
+    /// How long an unpaid order keeps its stock.
+    pub hold: Duration,
+    /// Who takes the money.
+    pub provider: Provider,
 }
 
 /// A switch that only goes one way: once draining, `/readyz` answers 503.
@@ -88,6 +109,12 @@ pub fn router(shared: Shared) -> Router {
     Router::new()
         .route(route::ORDERS, get(orders::list).post(orders::place))
         .route(route::ORDER, get(orders::show))
+        .route(route::CANCEL, post(orders::cancel))
+        .route(route::PAY, post(orders::pay))
+        .route(route::REFUND, post(orders::refund))
+        .route(route::EVENTS, get(orders::events))
+        .route(route::PAYMENTS, get(orders::payments))
+        .route(route::OPENAPI, get(openapi::document))
         .route(route::PRODUCTS, get(catalogue::list))
         .route(route::PRODUCT, get(catalogue::show))
         .route(route::PRODUCT_PAGE, get(catalogue::page))
@@ -107,10 +134,14 @@ pub fn router(shared: Shared) -> Router {
 }
 
 /// The query of a listing.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 struct PageQuery {
+    /// Entries per page.
+    #[param(minimum = 1, maximum = 100)]
     limit: Option<u32>,
+    /// The `next` of the page before.
     after: Option<String>,
 }
 

@@ -98,6 +98,16 @@ impl Fingerprint {
     pub fn of(body: &[u8]) -> Self {
         Self(Sha256::digest(body).into())
     }
+
+    /// The fingerprint of `body` sent to `path`, for routes whose path names what is changed.
+    #[must_use]
+    pub fn of_request(path: &str, body: &[u8]) -> Self {
+        let mut digest = Sha256::new();
+        digest.update(path.as_bytes());
+        digest.update([0]);
+        digest.update(body);
+        Self(digest.finalize().into())
+    }
 }
 
 /// A rendered answer, kept with the key and replayed unchanged.

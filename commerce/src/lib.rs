@@ -1,7 +1,7 @@
 //! Commerce: the order service behind the gateway.
 //!
-//! One node, one SQLite file, one thread that writes. Read the modules in the order a
-//! purchase passes through them:
+//! One SQLite file on one machine, or PostgreSQL with a Redis gate for several; one thread that
+//! writes. Read the modules in the order a purchase passes through them:
 //!
 //! ```text
 //!  config ─► app ──────────── composition root: open, serve, drain
@@ -12,30 +12,36 @@
 //!             ├─ http/catalogue products as JSON and as a page
 //!             └─ http/health    /livez /readyz /metrics
 //!             │
-//!             ▼ bounded queue (full: 503)          ▼ bounded read pool
-//!            store/writer ─ batch ─ BEGIN IMMEDIATE  store/read
-//!             └─ store/place: key ► price ► deduct ► order, ledger, outbox ► answer
-//!             │  COMMIT (synchronous=FULL), and only then the answers
+//!             ▼ bounded queue (full: 503)          ▼ bounded pool
+//!            store/writer ─ batch ─ one transaction  Store::read
+//!             └─ command/keyed: key known? replay
+//!                 └─ command/place, pay, cancel, refund: decide ► write ► event ► answer
+//!             │  COMMIT on the disk, and only then the answers
 //!             ▼
-//!            audit            proves the file: stock, ledger, keys, totals
+//!            audit            proves the database: stock, ledger, keys, totals, events
 //! ```
 //!
-//! Dependencies point one way. [`money`], [`catalogue`], [`order`] and [`idempotency`] are
-//! pure: no clock, no file, no socket. [`store`] knows nothing of HTTP: the caller hands it
-//! a function that renders the answer, and the store keeps the rendered bytes with the
-//! order. Only [`app`] sees everything. There is no global state, except the logger.
+//! Dependencies point one way. [`money`], [`catalogue`], [`order`], [`payment`], [`trace`]
+//! and [`idempotency`] are pure: no clock, no file, no socket. [`command`] knows nothing of
+//! HTTP: the caller hands it a function that renders the answer, and the rendered bytes are
+//! stored with the order. Only [`app`] sees everything. There is no global state, except the logger.
 //!
 //! Absent on purpose: a float, an unbounded queue, and a second connection that writes.
 
 pub mod app;
 pub mod audit;
 pub mod catalogue;
+pub mod command;
 pub mod config;
 pub mod discount;
+pub mod event;
 pub mod experiment;
 pub mod http;
 pub mod idempotency;
 pub mod metrics;
 pub mod money;
 pub mod order;
+pub mod payment;
+pub mod read;
 pub mod store;
+pub mod trace;

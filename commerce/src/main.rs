@@ -50,8 +50,8 @@ fn run_service(config: &Config) -> anyhow::Result<ExitCode> {
 }
 
 fn run_audit(arguments: &AuditArguments) -> anyhow::Result<ExitCode> {
-    let report = audit::audit(&arguments.database)
-        .with_context(|| format!("auditing {}", arguments.database.display()))?;
+    let target = arguments.target.clone().into();
+    let report = audit::audit(&target).with_context(|| format!("auditing {target}"))?;
     write!(std::io::stdout(), "{report}").context("writing the report")?;
     Ok(if report.is_clean() {
         ExitCode::SUCCESS

@@ -15,6 +15,9 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::event::Topic;
+use crate::order::Refusal;
+
 /// The media type of [`Metrics::encode`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -25,6 +28,7 @@ pub const NAMES: &[&str] = &[
     "commerce_request_duration_seconds",
     "commerce_orders_created_total",
     "commerce_orders_refused_total",
+    "commerce_order_changes_total",
     "commerce_revenue_minor_units_total",
     "commerce_idempotent_replays_total",
     "commerce_stock_units_deducted_total",
@@ -66,6 +70,12 @@ struct ReasonLabel {
     reason: &'static str,
 }
 
+/// Label of `commerce_order_changes_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ChangeLabel {
+    event: &'static str,
+}
+
 /// Label of `commerce_revenue_minor_units_total`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CurrencyLabel {
@@ -85,6 +95,8 @@ pub enum RefusalReason {
     InsufficientStock,
     /// The prices have no sum.
     Total,
+    /// The order's state, version or payment does not allow the change.
+    State,
     /// The writer's queue was full, or the writer was gone.
     Overloaded,
     /// The storage failed.
@@ -93,15 +105,31 @@ pub enum RefusalReason {
 
 impl RefusalReason {
     /// Every reason, in the order of the variants.
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::InvalidRequest,
         Self::KeyReused,
         Self::UnknownSku,
         Self::InsufficientStock,
         Self::Total,
+        Self::State,
         Self::Overloaded,
         Self::Storage,
     ];
+
+    /// The reason behind a refusal.
+    #[must_use]
+    pub const fn of(refusal: &Refusal) -> Self {
+        match refusal {
+            Refusal::UnknownSku(_) => Self::UnknownSku,
+            Refusal::InsufficientStock { .. } => Self::InsufficientStock,
+            Refusal::Total(_) => Self::Total,
+            Refusal::NotFound
+            | Refusal::Stale { .. }
+            | Refusal::State { .. }
+            | Refusal::PaymentPending
+            | Refusal::RefundQuantity(_) => Self::State,
+        }
+    }
 
     /// The label value.
     #[must_use]
@@ -112,6 +140,7 @@ impl RefusalReason {
             Self::UnknownSku => "unknown_sku",
             Self::InsufficientStock => "insufficient_stock",
             Self::Total => "total",
+            Self::State => "state",
             Self::Overloaded => "overloaded",
             Self::Storage => "storage",
         }
@@ -126,6 +155,7 @@ pub struct Metrics {
     request_duration: Family<RouteLabel, Histogram, fn() -> Histogram>,
     orders_created: Counter,
     orders_refused: Family<ReasonLabel, Counter>,
+    order_changes: Family<ChangeLabel, Counter>,
     revenue: Family<CurrencyLabel, Counter>,
     replays: Counter,
     units_deducted: Counter,
@@ -147,6 +177,7 @@ impl Metrics {
             request_duration: Family::new_with_constructor(|| Histogram::new(REQUEST_SECONDS)),
             orders_created: Counter::default(),
             orders_refused: Family::default(),
+            order_changes: Family::default(),
             revenue: Family::default(),
             replays: Counter::default(),
             units_deducted: Counter::default(),
@@ -160,6 +191,14 @@ impl Metrics {
         // From zero: an increase from nothing is invisible to a rate.
         for reason in RefusalReason::ALL {
             metrics.refused(reason);
+        }
+        for topic in [
+            Topic::OrderPaid,
+            Topic::OrderCancelled,
+            Topic::OrderExpired,
+            Topic::OrderRefunded,
+        ] {
+            metrics.changes(topic);
         }
         metrics.registry = std::sync::Arc::new(metrics.register());
         metrics
@@ -192,6 +231,11 @@ impl Metrics {
             "commerce_orders_refused",
             "Order requests that created nothing, by reason; replays are not counted again",
             self.orders_refused.clone(),
+        );
+        registry.register(
+            "commerce_order_changes",
+            "Changes of committed orders, by the event they caused",
+            self.order_changes.clone(),
         );
         registry.register(
             "commerce_revenue_minor_units",
@@ -291,6 +335,22 @@ impl Metrics {
         let reason = reason.as_str();
         self.orders_refused
             .get_or_create_owned(&ReasonLabel { reason })
+    }
+
+    /// An order changed; `topic` says how.
+    pub fn order_changed(&self, topic: Topic) {
+        self.changes(topic).inc();
+    }
+
+    /// Reservations ended at their deadline.
+    pub fn orders_expired(&self, orders: u64) {
+        self.changes(Topic::OrderExpired).inc_by(orders);
+    }
+
+    fn changes(&self, topic: Topic) -> Counter {
+        let event = topic.as_str();
+        self.order_changes
+            .get_or_create_owned(&ChangeLabel { event })
     }
 
     /// A stored answer was replayed.

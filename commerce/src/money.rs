@@ -18,9 +18,13 @@
 use std::fmt;
 
 use serde::{Serialize, Serializer};
+use utoipa::ToSchema;
+
+use crate::store::sql::{Field, Param, Row, SqlError};
 
 /// An ISO 4217 alphabetic code: three capital ASCII letters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ToSchema)]
+#[schema(value_type = String, pattern = "^[A-Z]{3}$", example = "CNY")]
 pub struct Currency([u8; 3]);
 
 impl Currency {
@@ -37,13 +41,18 @@ impl Currency {
             _ => Err(MoneyError::Currency(code.to_owned())),
         }
     }
+
+    /// The code.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        // Always ASCII: `parse` and `CNY` make nothing else.
+        std::str::from_utf8(&self.0).unwrap_or("???")
+    }
 }
 
 impl fmt::Display for Currency {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0
-            .iter()
-            .try_for_each(|&letter| write!(f, "{}", char::from(letter)))
+        f.write_str(self.as_str())
     }
 }
 
@@ -54,10 +63,28 @@ impl Serialize for Currency {
 }
 
 /// An amount in minor units (cents, fen) of one currency.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Money {
+    /// The amount in minor units.
     minor: i64,
+    /// ISO 4217 code.
     currency: Currency,
+}
+
+/// Two columns: minor units and currency.
+impl Field for Money {
+    fn store<'a>(&'a self, params: &mut Vec<Param<'a>>) {
+        params.push(Param::Integer(self.minor));
+        params.push(Param::Text(self.currency.as_str().into()));
+    }
+    fn load(row: &mut Row) -> Result<Self, SqlError> {
+        let minor = i64::load(row)?;
+        let currency = Currency::parse(&String::load(row)?);
+        Ok(Self::new(
+            minor,
+            currency.map_err(|_| SqlError::Column("a currency"))?,
+        ))
+    }
 }
 
 impl Money {
@@ -107,6 +134,12 @@ impl Money {
             .checked_sub(other.minor)
             .ok_or(MoneyError::Overflow)?;
         Ok(Self { minor, ..self })
+    }
+
+    /// Nothing, in the same currency.
+    #[must_use]
+    pub const fn zero(self) -> Self {
+        Self { minor: 0, ..self }
     }
 
     /// The price of `quantity` units at this unit price.

@@ -1,36 +1,31 @@
-//! Persistence: one SQLite file in WAL mode with `synchronous=FULL`.
+//! Persistence: SQLite on one machine, PostgreSQL for several; the same commands on both.
 //!
 //! ```text
-//! Store::place ─► bounded queue ─► writer thread (the only connection that writes)
-//! Store::order, … ─► bounded wait ─► one of a few read connections, on a blocking thread
+//! Store::run ──► bounded queue ─► writer thread (batch, one transaction, then the answers)
+//! Store::read ─► bounded wait ──► one of a few connections, on a blocking thread
 //! ```
-//!
-//! SQLite's write-ahead log is the local log; nothing else is written. `FULL` stays: with
-//! `NORMAL` a power loss takes acknowledged orders with it.
 
-mod columns;
-mod place;
-mod read;
-mod schema;
+mod postgres;
+mod readers;
+pub mod schema;
+pub mod sql;
+mod sqlite;
 mod writer;
 
+use std::fmt;
 use std::num::{NonZeroU32, NonZeroUsize};
-use std::path::Path;
+use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags};
+use tokio::sync::watch;
 
 use crate::catalogue::NewProduct;
 use crate::metrics::Metrics;
+use sql::{Backend, Connection, Param, SqlError};
 
-pub use place::{PlaceOrder, Placement, Verdict};
-pub use read::Page;
-pub(crate) use schema::{VERSION as SCHEMA_VERSION, version as schema_version};
-pub use writer::WriterThread;
-
-/// How long the writer waits for another process that holds the write lock.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+pub use writer::{Command, Locks, Tx, WriterThread};
 
 /// How large the store's queues are.
 #[derive(Clone, Copy, Debug)]
@@ -41,58 +36,194 @@ pub struct Limits {
     pub readers: NonZeroU32,
 }
 
+/// Which database.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A file on this machine.
+    Sqlite(PathBuf),
+    /// A server: `postgres://user@host:port/database`.
+    Postgres(String),
+}
+
+impl Target {
+    /// Which kind it is.
+    #[must_use]
+    pub fn backend(&self) -> Backend {
+        match self {
+            Self::Sqlite(_) => Backend::Sqlite,
+            Self::Postgres(_) => Backend::Postgres,
+        }
+    }
+
+    /// A connection that may write.
+    ///
+    /// # Errors
+    /// [`SqlError`] when it cannot be opened.
+    fn open(&self) -> Result<Box<dyn Connection>, SqlError> {
+        Ok(match self {
+            Self::Sqlite(path) => Box::new(sqlite::Sqlite::open(path)?),
+            Self::Postgres(url) => Box::new(postgres::Postgres::open(url)?),
+        })
+    }
+
+    /// A connection for reads. It creates nothing.
+    ///
+    /// # Errors
+    /// [`SqlError`], a missing file first of all.
+    pub(crate) fn open_to_read(&self) -> Result<Box<dyn Connection>, SqlError> {
+        Ok(match self {
+            Self::Sqlite(path) => Box::new(sqlite::Sqlite::open_to_read(path)?),
+            Self::Postgres(url) => Box::new(postgres::Postgres::open(url)?),
+        })
+    }
+}
+
+impl FromStr for Target {
+    type Err = TargetError;
+
+    fn from_str(text: &str) -> Result<Self, TargetError> {
+        if text.starts_with("postgres://") || text.starts_with("postgresql://") {
+            return Ok(Self::Postgres(text.to_owned()));
+        }
+        let path = text.strip_prefix("sqlite:").unwrap_or(text);
+        if path.is_empty() || path.contains("://") {
+            return Err(TargetError);
+        }
+        Ok(Self::Sqlite(path.into()))
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sqlite(path) => write!(f, "{}", path.display()),
+            // Not the password.
+            Self::Postgres(url) => {
+                let place = url.rsplit('@').next().unwrap_or_default();
+                write!(f, "postgres://{place}")
+            }
+        }
+    }
+}
+
+/// The text names no database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("write sqlite:FILE or postgres://user@host:port/database")]
+pub struct TargetError;
+
 /// A handle to the database. Cloning is cheap and shares everything.
 #[derive(Clone)]
 pub struct Store {
     writer: writer::Writer,
-    readers: Arc<read::Readers>,
+    readers: Arc<readers::Readers>,
+    backend: Backend,
+    events: watch::Receiver<u64>,
 }
 
 impl Store {
-    /// Opens or creates the file, brings its schema up to date, adds `seed` if the
-    /// catalogue is empty, and starts the writer.
+    /// Opens or creates the database, brings its schema up to date, adds `seed` if the
+    /// catalogue is empty, and starts the writer. It blocks.
     ///
     /// # Errors
-    /// [`StoreError::Sqlite`] if the file cannot be used, [`StoreError::SchemaTooNew`] if a
+    /// [`StoreError::Sql`] if the database cannot be used, [`StoreError::SchemaTooNew`] if a
     /// newer version wrote it, [`StoreError::Thread`] if the writer cannot start.
     pub fn open(
-        path: &Path,
+        target: &Target,
         limits: Limits,
         seed: &[NewProduct],
         metrics: &Metrics,
     ) -> Result<(Self, WriterThread), StoreError> {
-        let connection = open_to_write(path)?;
-        add_products_if_empty(&connection, seed)?;
-        let readers = Arc::new(read::Readers::open(path, limits.readers, metrics.clone())?);
-        let (writer, thread) = writer::start(connection, limits.queue_capacity, metrics.clone())?;
-        Ok((Self { writer, readers }, thread))
+        let mut connection = target.open()?;
+        schema::migrate(connection.as_mut())?;
+        add_products_if_empty(connection.as_mut(), seed)?;
+        let readers = readers::Readers::open(target, limits.readers, metrics.clone())?;
+        let (wrote, events) = watch::channel(0);
+        let (writer, thread) = writer::start(
+            move || Ok(connection),
+            limits.queue_capacity,
+            metrics.clone(),
+            wrote,
+        )?;
+        let store = Self {
+            writer,
+            readers: Arc::new(readers),
+            backend: target.backend(),
+            events,
+        };
+        Ok((store, thread))
     }
 
-    /// Queues an order and waits until it is on the disk, or refused.
+    /// Queues a command and waits until what it did is on the disk.
     ///
-    /// Dropping the future does not take the order back: it was queued, and its key replays
-    /// the answer.
+    /// Dropping the future does not take the command back: it was queued, and its key
+    /// replays the answer.
     ///
     /// # Errors
     /// [`StoreError::QueueFull`] at once; [`StoreError::Closed`] while shutting down;
-    /// [`StoreError::Batch`] or [`StoreError::Sqlite`] if the storage failed. After the
+    /// [`StoreError::Batch`] or [`StoreError::Sql`] if the storage failed. After the
     /// last two a retry with the same key is safe.
-    pub async fn place(&self, order: PlaceOrder) -> Result<Placement, StoreError> {
-        self.writer.place(order).await
+    pub async fn run<C: Command>(&self, command: C) -> Result<C::Output, StoreError> {
+        self.writer.run(command).await
     }
 
-    /// Proves that the writer takes commands and the file can be read.
+    /// As [`Store::run`], waiting for room in the queue: for work of our own.
+    ///
+    /// # Errors
+    /// As [`Store::run`], without [`StoreError::QueueFull`].
+    pub async fn run_patiently<C: Command>(&self, command: C) -> Result<C::Output, StoreError> {
+        self.writer.run_patiently(command).await
+    }
+
+    /// Reads one snapshot.
+    ///
+    /// # Errors
+    /// [`StoreError::ReadersBusy`] at once, [`StoreError::Sql`] if it cannot be read.
+    pub async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&mut dyn Connection) -> Result<T, SqlError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.readers.run(read).await
+    }
+
+    /// Which database is behind it.
+    #[must_use]
+    pub fn backend(&self) -> Backend {
+        self.backend
+    }
+
+    /// Changes when events were committed by this process.
+    #[must_use]
+    pub fn events(&self) -> watch::Receiver<u64> {
+        self.events.clone()
+    }
+
+    /// Proves that the writer takes commands and the database can be read.
     ///
     /// # Errors
     /// [`StoreError::Stalled`] after `patience`, or whatever the storage reported.
     pub async fn check(&self, patience: Duration) -> Result<(), StoreError> {
         let checks = async {
-            self.writer.ping().await?;
-            self.readers.ping().await
+            self.writer.run_patiently(Ping).await?;
+            self.read(|connection| {
+                connection.query("SELECT 1 FROM product LIMIT 1", &[])?;
+                Ok(())
+            })
+            .await
         };
         tokio::time::timeout(patience, checks)
             .await
             .map_err(|_| StoreError::Stalled)?
+    }
+}
+
+/// Answered after a COMMIT like any other, which is what makes it a check.
+struct Ping;
+
+impl Command for Ping {
+    type Output = ();
+
+    fn run(&self, _: &mut Tx<'_>) -> Result<(), StoreError> {
+        Ok(())
     }
 }
 
@@ -113,17 +244,20 @@ pub enum StoreError {
     Stalled,
     /// The transaction around the command failed. Retrying with the same key is safe.
     #[error("the transaction failed: {0}")]
-    Batch(Arc<rusqlite::Error>),
-    /// SQLite refused a statement.
+    Batch(Arc<StoreError>),
+    /// The database refused a statement.
     #[error("the database: {0}")]
-    Sqlite(#[from] rusqlite::Error),
+    Sql(#[from] SqlError),
     /// The answer could not be rendered, so nothing was stored.
     #[error("rendering the answer: {0}")]
     Render(#[from] serde_json::Error),
-    /// The file was written by a newer version.
+    /// Stored rows contradict each other; the audit names them.
+    #[error("the stored data is inconsistent: {0}")]
+    Inconsistent(&'static str),
+    /// The database was written by a newer version.
     #[error("the database has schema {found}, and this program knows up to {known}")]
     SchemaTooNew {
-        /// Version in the file.
+        /// Version found.
         found: u32,
         /// Newest version known here.
         known: u32,
@@ -133,67 +267,70 @@ pub enum StoreError {
     Thread(#[from] std::io::Error),
 }
 
-/// Opens the file for writing, creating and migrating it as needed.
-fn open_to_write(path: &Path) -> Result<Connection, StoreError> {
-    let mut connection = Connection::open(path)?;
-    connection.busy_timeout(BUSY_TIMEOUT)?;
-    connection.pragma_update(None, "journal_mode", "WAL")?;
-    connection.pragma_update(None, "synchronous", "FULL")?;
-    connection.pragma_update(None, "foreign_keys", true)?;
-    // Pages, 16 MiB: fewer, larger checkpoints between the commits that customers wait for.
-    connection.pragma_update(None, "wal_autocheckpoint", 4096)?;
-    connection.set_prepared_statement_cache_capacity(64);
-    schema::migrate(&mut connection)?;
-    Ok(connection)
-}
-
-/// Opens the file so that nothing can be written through the connection.
-///
-/// # Errors
-/// Whatever SQLite reports, a missing file first of all.
-pub(crate) fn open_to_read(path: &Path) -> Result<Connection, rusqlite::Error> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags)?;
-    connection.busy_timeout(BUSY_TIMEOUT)?;
-    connection.set_prepared_statement_cache_capacity(64);
-    Ok(connection)
+impl StoreError {
+    fn is_worth_repeating(&self) -> bool {
+        matches!(self, Self::Sql(error) if error.is_worth_repeating())
+    }
 }
 
 /// Adds products with their opening stock and its ledger movement.
 fn add_products_if_empty(
-    connection: &Connection,
+    connection: &mut dyn Connection,
     products: &[NewProduct],
-) -> Result<(), StoreError> {
-    let transaction = connection.unchecked_transaction()?;
-    let empty: bool =
-        transaction.query_row("SELECT NOT EXISTS (SELECT 1 FROM product)", [], |row| {
-            row.get(0)
-        })?;
-    if empty {
-        for product in products {
-            let NewProduct {
-                sku,
-                name,
-                description,
-                price,
-                initial,
-            } = product;
-            transaction.execute(
-                "INSERT INTO product (sku, name, description, price_minor, currency)
-                 VALUES (?1, ?2, ?3, ?4, ?5)",
-                (sku, name, description, price.minor(), price.currency()),
-            )?;
-            transaction.execute(
-                "INSERT INTO stock (sku, initial, available) VALUES (?1, ?2, ?2)",
-                (sku, initial),
-            )?;
-            transaction.execute(
-                "INSERT INTO stock_movement (sku, delta, reason, at_ms) VALUES (?1, ?2, 'initial', 0)",
-                (sku, initial),
-            )?;
+) -> Result<(), SqlError> {
+    connection.begin()?;
+    let added = add_products(connection, products);
+    match added {
+        Ok(()) => connection.commit(),
+        Err(error) => {
+            connection.rollback()?;
+            Err(error)
         }
     }
-    transaction.commit()?;
+}
+
+fn add_products(connection: &mut dyn Connection, products: &[NewProduct]) -> Result<(), SqlError> {
+    if connection.backend() == Backend::Postgres {
+        // Two machines may start over an empty database.
+        connection.script("LOCK TABLE product IN SHARE ROW EXCLUSIVE MODE")?;
+    }
+    if !connection
+        .query("SELECT 1 FROM product LIMIT 1", &[])?
+        .is_empty()
+    {
+        return Ok(());
+    }
+    for product in products {
+        let NewProduct {
+            sku,
+            name,
+            description,
+            price,
+            initial,
+        } = product;
+        let sku = || Param::Text(sku.as_str().into());
+        let initial = || Param::Integer(i64::from(*initial));
+        connection.write(
+            "INSERT INTO product (sku, name, description, price_minor, currency)
+             VALUES (?1, ?2, ?3, ?4, ?5)",
+            &[
+                sku(),
+                Param::Text(name.into()),
+                Param::Text(description.into()),
+                Param::Integer(price.minor()),
+                Param::Text(price.currency().as_str().into()),
+            ],
+        )?;
+        connection.write(
+            "INSERT INTO stock (sku, initial, available, reserved, sold) VALUES (?1, ?2, ?2, 0, 0)",
+            &[sku(), initial()],
+        )?;
+        connection.write(
+            "INSERT INTO stock_movement (sku, reason, available, reserved, sold, at_ms)
+             VALUES (?1, 'initial', ?2, 0, 0, 0)",
+            &[sku(), initial()],
+        )?;
+    }
     Ok(())
 }
 
@@ -202,53 +339,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_bundled_sqlite_is_past_the_wal_reset_bug() {
-        // 3.7.0 to 3.51.2 can corrupt a WAL database that has two connections.
-        assert!(
-            rusqlite::version_number() >= 3_051_003,
-            "{}",
-            rusqlite::version()
-        );
-    }
-
-    #[test]
-    fn the_writing_connection_is_durable_and_the_reading_one_cannot_write() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("c.db");
-        let writing = open_to_write(&path).unwrap();
-        let pragma = |name| {
-            writing
-                .pragma_query_value(None, name, |row| row.get::<_, rusqlite::types::Value>(0))
-                .unwrap()
-        };
+    fn a_target_is_a_file_or_a_server() {
+        assert_eq!("c.db".parse(), Ok(Target::Sqlite("c.db".into())));
         assert_eq!(
-            pragma("journal_mode"),
-            rusqlite::types::Value::Text("wal".to_owned())
+            "sqlite:/v/c.db".parse(),
+            Ok(Target::Sqlite("/v/c.db".into()))
         );
-        assert_eq!(
-            pragma("synchronous"),
-            rusqlite::types::Value::Integer(2),
-            "2 is FULL"
-        );
-        assert_eq!(pragma("foreign_keys"), rusqlite::types::Value::Integer(1));
-        let reading = open_to_read(&path).unwrap();
-        assert!(reading.execute("DELETE FROM product", []).is_err());
+        let url = "postgres://u:secret@db:5432/shop";
+        let target: Target = url.parse().unwrap();
+        assert_eq!(target, Target::Postgres(url.to_owned()));
+        assert_eq!(target.to_string(), "postgres://db:5432/shop");
+        assert_eq!("mysql://x".parse::<Target>(), Err(TargetError));
     }
 
     #[test]
     fn seeding_happens_once() {
         let directory = tempfile::tempdir().unwrap();
-        let connection = open_to_write(&directory.path().join("c.db")).unwrap();
+        let target = Target::Sqlite(directory.path().join("c.db"));
+        let mut connection = target.open().unwrap();
+        schema::migrate(connection.as_mut()).unwrap();
         let seed = crate::catalogue::seed().unwrap();
-        add_products_if_empty(&connection, &seed).unwrap();
-        connection
-            .execute("DELETE FROM stock_movement", [])
-            .unwrap();
-        add_products_if_empty(&connection, &seed).unwrap();
-        let count = |table: &str| {
+        add_products_if_empty(connection.as_mut(), &seed).unwrap();
+        connection.script("DELETE FROM stock_movement").unwrap();
+        add_products_if_empty(connection.as_mut(), &seed).unwrap();
+        let mut count = |table: &str| -> i64 {
             let sql = format!("SELECT count(*) FROM {table}");
             connection
-                .query_row(&sql, [], |row| row.get::<_, u32>(0))
+                .query(&sql, &[])
+                .unwrap()
+                .remove(0)
+                .take()
                 .unwrap()
         };
         assert_eq!(

@@ -5,20 +5,31 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::response::{Html, IntoResponse, Response};
 use serde::Serialize;
+use utoipa::ToSchema;
 
-use super::problem::{Kind, Problem};
+use super::problem::{Kind, Problem, ProblemDocument};
 use super::{PageQuery, Shared};
 use crate::catalogue::{Product, Sku};
 
 /// A page of products.
-#[derive(Serialize)]
-struct ProductPage {
+#[derive(Serialize, ToSchema)]
+pub(super) struct ProductPage {
     products: Vec<Product>,
     /// The `after` of the next page; null on the last.
+    #[schema(required = true)]
     next: Option<Sku>,
 }
 
-/// `GET /api/v1/products?limit=&after=`, in the order of SKUs.
+/// Lists products in the order of their SKUs.
+#[utoipa::path(
+    get, path = "/api/v1/products", tag = "products", operation_id = "products",
+    params(PageQuery),
+    responses(
+        (status = 200, description = "A page", body = ProductPage),
+        (status = "4XX", description = "Refused", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 503, description = "Overloaded or failing", body = ProblemDocument, content_type = "application/problem+json"),
+    ),
+)]
 pub(super) async fn list(
     State(shared): State<Shared>,
     query: Result<Query<PageQuery>, QueryRejection>,
@@ -42,7 +53,16 @@ pub(super) async fn list(
     .into_response())
 }
 
-/// `GET /api/v1/products/{sku}`
+/// Shows one product.
+#[utoipa::path(
+    get, path = "/api/v1/products/{sku}", tag = "products", operation_id = "product",
+    params(("sku" = String, Path, description = "The product", example = "1001")),
+    responses(
+        (status = 200, description = "The product", body = Product),
+        (status = "4XX", description = "Refused", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 503, description = "Overloaded or failing", body = ProblemDocument, content_type = "application/problem+json"),
+    ),
+)]
 pub(super) async fn show(
     State(shared): State<Shared>,
     Path(sku): Path<String>,

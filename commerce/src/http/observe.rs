@@ -6,16 +6,17 @@
 use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{Method, StatusCode};
+use axum::http::{HeaderMap, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::Response;
 
 use super::route;
 use crate::metrics::Metrics;
+use crate::trace::TraceId;
 
 pub(super) async fn observe(
     State(metrics): State<Metrics>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response {
     metrics.request_began();
@@ -26,9 +27,30 @@ pub(super) async fn observe(
         started: Instant::now(),
         metrics,
     };
+    let trace = trace(request.headers());
+    request.extensions_mut().insert(trace.clone());
     let response = next.run(request).await;
-    record.status_class = class(response.status());
+    let status = response.status();
+    record.status_class = class(status);
+    let (route, method, trace_id) = (record.route, record.method, trace.as_str());
+    if status.is_server_error() {
+        tracing::warn!(trace_id, route, method, status = status.as_u16(), "failed");
+    } else {
+        tracing::debug!(
+            trace_id,
+            route,
+            method,
+            status = status.as_u16(),
+            "answered"
+        );
+    }
     response
+}
+
+/// The gateway's trace, or a new one.
+fn trace(headers: &HeaderMap) -> TraceId {
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    TraceId::of(text("traceparent"), text("x-request-id"))
 }
 
 /// A request under way.
@@ -59,7 +81,8 @@ fn template(matched: Option<&MatchedPath>) -> &'static str {
     matched
         .and_then(|matched| {
             route::ALL
-                .into_iter()
+                .iter()
+                .copied()
                 .find(|template| *template == matched.as_str())
         })
         .unwrap_or("unmatched")

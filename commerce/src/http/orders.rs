@@ -1,179 +1,399 @@
-//! Orders over HTTP: place, show, list.
+//! Orders over HTTP: place, show, list, cancel, pay, refund, and what happened to them.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use axum::Extension;
 use axum::Json;
 use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
-use super::problem::{Kind, Problem};
-use super::{BODY_BYTES_MAX, PageQuery, Shared, principal, route};
-use crate::idempotency::{Fingerprint, Key, Reply, Scope};
+use super::keyed::{self, expected, key};
+use super::problem::{Kind, Problem, ProblemDocument};
+use super::{PageQuery, Shared, principal, route};
+use crate::catalogue::Sku;
+use crate::command::cancel::Cancel;
+use crate::command::pay::Pay;
+use crate::command::place::Place;
+use crate::command::refund::RefundOrder;
+use crate::command::{Keyed, Verdict};
+use crate::event::{Event, Origin};
+use crate::idempotency::{Fingerprint, Reply, Scope};
 use crate::metrics::RefusalReason;
 use crate::order::{Draft, Order, OrderId};
-use crate::store::{PlaceOrder, Placement, StoreError, Verdict};
+use crate::payment::Payment;
+use crate::trace::TraceId;
 
-/// The scope of keys for placing orders.
-const PLACE_ROUTE: &str = "POST /api/v1/orders";
+/// Longest reason of a refund, in bytes.
+const REASON_LEN_MAX: usize = 200;
 
 /// The body of a request to place an order.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct OrderRequest<'a> {
+pub(super) struct OrderRequest<'a> {
+    /// Lines of one SKU are summed.
     #[serde(borrow)]
+    #[schema(min_items = 1, max_items = 100)]
     lines: Vec<LineRequest<'a>>,
 }
 
-#[derive(Debug, Deserialize)]
+/// One line of a request.
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct LineRequest<'a> {
+pub(super) struct LineRequest<'a> {
+    /// What.
     #[serde(borrow)]
-    sku: std::borrow::Cow<'a, str>,
+    #[schema(value_type = String, pattern = "^[A-Za-z0-9._-]{1,64}$", example = "1001")]
+    sku: Cow<'a, str>,
+    /// How many units.
+    #[schema(minimum = 1, maximum = 10000, example = 1)]
     quantity: u32,
 }
 
-/// `POST /api/v1/orders`
+/// The body of a request to refund; `{}` refunds everything that is left.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RefundRequest<'a> {
+    /// The units that go back; without it, all that are left.
+    #[serde(borrow, default)]
+    lines: Option<Vec<LineRequest<'a>>>,
+    /// Whether they are for sale again.
+    #[serde(default = "yes")]
+    restock: bool,
+    /// Why.
+    #[serde(default)]
+    #[schema(max_length = 200)]
+    reason: String,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+/// Places an order: reserves its stock until its deadline.
+#[utoipa::path(
+    post, path = "/api/v1/orders", tag = "orders",
+    params(("Idempotency-Key" = String, Header, description = "Names the intended effect; the same key gives the same answer", min_length = 1, max_length = 255, pattern = "^[A-Za-z0-9_-]{1,64}$")),
+    request_body = OrderRequest<'_>,
+    responses(
+        (status = 201, description = "Committed", body = Order,
+            headers(("location" = String, description = "The order"), ("etag" = String, description = "Its version")),
+            links(
+                ("show" = (operation_id = "show", parameters(("id" = "$response.body#/id")))),
+                ("cancel" = (operation_id = "cancel", parameters(("id" = "$response.body#/id")))),
+                ("pay" = (operation_id = "pay", parameters(("id" = "$response.body#/id")))),
+                ("refund" = (operation_id = "refund", parameters(("id" = "$response.body#/id")))),
+                ("events" = (operation_id = "events", parameters(("id" = "$response.body#/id"))))
+            )),
+        (status = "4XX", description = "Refused", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 503, description = "Overloaded or failing; retry with the same key", body = ProblemDocument, content_type = "application/problem+json"),
+    ),
+)]
 pub(super) async fn place(
     State(shared): State<Shared>,
+    Extension(trace): Extension<TraceId>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
-    let order = parse(&headers, body)
+    let order = parse(&shared, trace, &headers, body)
         .inspect_err(|_| shared.metrics.order_refused(RefusalReason::InvalidRequest))?;
-    let placement = shared.store.place(order).await.inspect_err(|error| {
-        // The writer counts what reached it.
-        if matches!(error, StoreError::QueueFull | StoreError::Closed) {
-            shared.metrics.order_refused(RefusalReason::Overloaded);
-        }
-    })?;
-    match placement {
-        Placement::Placed { reply, .. } | Placement::Refused { reply, .. } => send(reply),
-        Placement::Replayed(reply) => {
-            let mut response = send(reply)?;
-            response
-                .headers_mut()
-                .insert("idempotency-replayed", HeaderValue::from_static("true"));
-            Ok(response)
-        }
-        Placement::KeyReused => Err(Problem::new(
-            Kind::IdempotencyKeyReused,
-            "This Idempotency-Key was used with another body; take a new key for a new order.",
-        )),
-    }
+    keyed::run(&shared, order).await
 }
 
 /// The whole request, parsed once.
-fn parse(headers: &HeaderMap, body: Result<Bytes, BytesRejection>) -> Result<PlaceOrder, Problem> {
-    let scope = Scope {
-        principal: principal(headers)?,
-        route: PLACE_ROUTE,
-        key: key(headers)?,
-    };
-    require_json(headers)?;
-    let body = body.map_err(refuse_body)?;
-    // The message of the parser names line and column.
-    let request: OrderRequest<'_> = serde_json::from_slice(&body)
-        .map_err(|error| Problem::new(Kind::MalformedBody, error.to_string()))?;
+fn parse(
+    shared: &Shared,
+    trace: TraceId,
+    headers: &HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Keyed<Place>, Problem> {
+    let principal = principal(headers)?;
+    let key = key(headers)?;
+    let body = keyed::body(headers, body)?;
+    let request: OrderRequest<'_> = json(&body)?;
     let lines = request.lines.iter().map(|line| (&*line.sku, line.quantity));
     let draft =
         Draft::new(lines).map_err(|error| Problem::new(Kind::InvalidOrder, error.to_string()))?;
-    Ok(PlaceOrder {
-        scope,
+    Ok(Keyed {
+        scope: Scope {
+            principal: principal.clone(),
+            route: "POST /api/v1/orders",
+            key,
+        },
         fingerprint: Fingerprint::of(&body),
-        draft,
-        render,
+        effect: Place {
+            origin: Origin {
+                actor: principal.clone(),
+                trace,
+            },
+            principal,
+            draft,
+            hold: shared.hold,
+            render,
+        },
     })
 }
 
-fn key(headers: &HeaderMap) -> Result<Key, Problem> {
-    let refuse = |detail: String| Problem::new(Kind::InvalidIdempotencyKey, detail);
-    let mut values = headers.get_all("idempotency-key").iter();
-    match (values.next(), values.next()) {
-        (Some(value), None) => {
-            Key::parse(value.as_bytes()).map_err(|error| refuse(error.to_string()))
-        }
-        (None, _) => Err(refuse("The Idempotency-Key header is required.".to_owned())),
-        (Some(_), Some(_)) => Err(refuse(
-            "The Idempotency-Key header must occur once.".to_owned(),
-        )),
+/// The parser's message names line and column.
+fn json<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
+    serde_json::from_slice(body)
+        .map_err(|error| Problem::new(Kind::MalformedBody, error.to_string()))
+}
+
+/// What every change of one order is asked with.
+struct Change {
+    scope: Scope,
+    fingerprint: Fingerprint,
+    principal: String,
+    origin: Origin,
+    order: OrderId,
+}
+
+impl Change {
+    fn parse(
+        headers: &HeaderMap,
+        trace: TraceId,
+        route: &'static str,
+        id: &str,
+        body: &[u8],
+    ) -> Result<Self, Problem> {
+        let principal = principal(headers)?;
+        let key = key(headers)?;
+        let order = OrderId::parse(id).ok_or_else(not_found)?;
+        Ok(Self {
+            scope: Scope {
+                principal: principal.clone(),
+                route,
+                key,
+            },
+            fingerprint: Fingerprint::of_request(id, body),
+            origin: Origin {
+                actor: principal.clone(),
+                trace,
+            },
+            principal,
+            order,
+        })
     }
 }
 
-/// A missing media type is taken for JSON; another one is a mistake worth naming.
-fn require_json(headers: &HeaderMap) -> Result<(), Problem> {
-    let Some(value) = headers.get(header::CONTENT_TYPE) else {
+fn not_found() -> Problem {
+    Problem::new(Kind::NotFound, "There is no such order.")
+}
+
+/// A body that says nothing.
+fn require_empty(body: &[u8]) -> Result<(), Problem> {
+    if body.is_empty() || body.trim_ascii() == b"{}" {
         return Ok(());
-    };
-    let media_type = value
-        .as_bytes()
-        .split(|&byte| byte == b';')
-        .next()
-        .unwrap_or_default();
-    if media_type
-        .trim_ascii()
-        .eq_ignore_ascii_case(b"application/json")
-    {
-        Ok(())
-    } else {
-        Err(Problem::new(
-            Kind::UnsupportedMediaType,
-            "The body must be application/json.",
-        ))
     }
+    Err(Problem::new(
+        Kind::MalformedBody,
+        "This request takes no body.",
+    ))
 }
 
-fn refuse_body(rejected: BytesRejection) -> Problem {
-    if rejected.status() == StatusCode::PAYLOAD_TOO_LARGE {
-        Problem::new(
-            Kind::BodyTooLarge,
-            format!("The body may have {BODY_BYTES_MAX} bytes."),
-        )
-    } else {
-        Problem::new(Kind::BadRequest, "The body could not be read.")
+/// Cancels an unpaid order; its stock is free again.
+#[utoipa::path(
+    post, path = "/api/v1/orders/{id}/cancel", tag = "orders",
+    params(
+        ("id" = String, Path, format = Uuid, description = "The order"),
+        ("Idempotency-Key" = String, Header, description = "Names the intended effect", min_length = 1, max_length = 255, pattern = "^[A-Za-z0-9_-]{1,64}$"),
+        ("If-Match" = Option<String>, Header, description = "Only this version"),
+    ),
+    responses(
+        (status = 200, description = "Cancelled", body = Order, headers(("etag" = String, description = "Its version"))),
+        (status = "4XX", description = "Refused", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 503, description = "Overloaded or failing; retry with the same key", body = ProblemDocument, content_type = "application/problem+json"),
+    ),
+)]
+pub(super) async fn cancel(
+    State(shared): State<Shared>,
+    Extension(trace): Extension<TraceId>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Problem> {
+    let body = keyed::body(&headers, body)?;
+    require_empty(&body)?;
+    let change = Change::parse(&headers, trace, "POST /api/v1/orders/{id}/cancel", &id, &[])?;
+    let effect = Cancel {
+        principal: change.principal,
+        origin: change.origin,
+        order: change.order,
+        expected: expected(&headers),
+        render,
+    };
+    keyed::run(
+        &shared,
+        Keyed {
+            scope: change.scope,
+            fingerprint: change.fingerprint,
+            effect,
+        },
+    )
+    .await
+}
+
+/// Pays an order: at once, or 202 and the provider decides.
+#[utoipa::path(
+    post, path = "/api/v1/orders/{id}/pay", tag = "orders",
+    params(
+        ("id" = String, Path, format = Uuid, description = "The order"),
+        ("Idempotency-Key" = String, Header, description = "Names the intended effect", min_length = 1, max_length = 255, pattern = "^[A-Za-z0-9_-]{1,64}$"),
+        ("If-Match" = Option<String>, Header, description = "Only this version"),
+    ),
+    responses(
+        (status = 200, description = "Paid", body = Order, headers(("etag" = String, description = "Its version"))),
+        (status = 202, description = "The provider was asked", body = Order, headers(("etag" = String, description = "Its version"))),
+        (status = "4XX", description = "Refused", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 503, description = "Overloaded or failing; retry with the same key", body = ProblemDocument, content_type = "application/problem+json"),
+    ),
+)]
+pub(super) async fn pay(
+    State(shared): State<Shared>,
+    Extension(trace): Extension<TraceId>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Problem> {
+    let body = keyed::body(&headers, body)?;
+    require_empty(&body)?;
+    let change = Change::parse(&headers, trace, "POST /api/v1/orders/{id}/pay", &id, &[])?;
+    let effect = Pay {
+        principal: change.principal,
+        origin: change.origin,
+        order: change.order,
+        expected: expected(&headers),
+        provider: shared.provider,
+        render,
+    };
+    keyed::run(
+        &shared,
+        Keyed {
+            scope: change.scope,
+            fingerprint: change.fingerprint,
+            effect,
+        },
+    )
+    .await
+}
+
+/// Refunds a paid order, or some units of it.
+#[utoipa::path(
+    post, path = "/api/v1/orders/{id}/refund", tag = "orders",
+    params(
+        ("id" = String, Path, format = Uuid, description = "The order"),
+        ("Idempotency-Key" = String, Header, description = "Names the intended effect", min_length = 1, max_length = 255, pattern = "^[A-Za-z0-9_-]{1,64}$"),
+        ("If-Match" = Option<String>, Header, description = "Only this version"),
+    ),
+    request_body = RefundRequest<'_>,
+    responses(
+        (status = 200, description = "Refunded", body = Order, headers(("etag" = String, description = "Its version"))),
+        (status = "4XX", description = "Refused", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 503, description = "Overloaded or failing; retry with the same key", body = ProblemDocument, content_type = "application/problem+json"),
+    ),
+)]
+pub(super) async fn refund(
+    State(shared): State<Shared>,
+    Extension(trace): Extension<TraceId>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Problem> {
+    let body = keyed::body(&headers, body)?;
+    let request: RefundRequest<'_> = json(&body)?;
+    let invalid = |detail: String| Problem::new(Kind::InvalidOrder, detail);
+    if request.reason.len() > REASON_LEN_MAX {
+        return Err(invalid(format!(
+            "The reason may have {REASON_LEN_MAX} bytes."
+        )));
     }
+    let lines = match &request.lines {
+        None => None,
+        Some(lines) => {
+            // The same rules as for an order: summed, positive, bounded.
+            let draft = Draft::new(lines.iter().map(|line| (&*line.sku, line.quantity)));
+            let draft = draft.map_err(|error| invalid(error.to_string()))?;
+            let lines: BTreeMap<Sku, u32> = draft
+                .lines()
+                .map(|(sku, units)| (sku.clone(), units))
+                .collect();
+            Some(lines)
+        }
+    };
+    let change = Change::parse(
+        &headers,
+        trace,
+        "POST /api/v1/orders/{id}/refund",
+        &id,
+        &body,
+    )?;
+    let effect = RefundOrder {
+        principal: change.principal,
+        origin: change.origin,
+        order: change.order,
+        expected: expected(&headers),
+        lines,
+        restock: request.restock,
+        reason: request.reason,
+        provider: shared.provider,
+        render,
+    };
+    keyed::run(
+        &shared,
+        Keyed {
+            scope: change.scope,
+            fingerprint: change.fingerprint,
+            effect,
+        },
+    )
+    .await
 }
 
 /// The answer as it is stored with the order.
 fn render(verdict: &Verdict<'_>) -> Result<Reply, serde_json::Error> {
-    match verdict {
-        Verdict::Placed(order) => Ok(Reply {
-            status: StatusCode::CREATED.as_u16(),
-            content_type: "application/json".to_owned(),
-            location: Some(format!("{}/{}", route::ORDERS, order.id)),
-            etag: Some(order.etag()),
-            body: serde_json::to_vec(order)?,
-        }),
-        Verdict::Refused(refusal) => Problem::from(*refusal).reply(),
-    }
-}
-
-fn send(reply: Reply) -> Result<Response, Problem> {
-    let mut response = Response::builder()
-        .status(reply.status)
-        .header(header::CONTENT_TYPE, reply.content_type);
-    for (name, value) in [
-        (header::LOCATION, reply.location),
-        (header::ETAG, reply.etag),
-    ] {
-        if let Some(value) = value {
-            response = response.header(name, value);
+    let (status, location, order, json) = match verdict {
+        Verdict::Refused(refusal) => return Problem::from(*refusal).reply(),
+        Verdict::Placed(order, json) => {
+            let location = format!("{}/{}", route::ORDERS, order.id);
+            (StatusCode::CREATED, Some(location), order, json)
         }
-    }
-    response.body(reply.body.into()).map_err(|error| {
-        tracing::error!(%error, "a stored answer is not a response");
-        Problem::new(Kind::Internal, "The stored answer could not be sent.")
+        Verdict::Changed(order, json) => (StatusCode::OK, None, order, json),
+        Verdict::Accepted(order, json) => (StatusCode::ACCEPTED, None, order, json),
+    };
+    Ok(Reply {
+        status: status.as_u16(),
+        content_type: "application/json".to_owned(),
+        location,
+        etag: Some(order.etag()),
+        body: json.as_bytes().to_vec(),
     })
 }
 
-/// `GET /api/v1/orders/{id}`
+/// Shows one order.
+#[utoipa::path(
+    get, path = "/api/v1/orders/{id}", tag = "orders",
+    params(
+        ("id" = String, Path, format = Uuid, description = "The order"),
+        ("If-None-Match" = Option<String>, Header, description = "The version already known"),
+    ),
+    responses(
+        (status = 200, description = "The order", body = Order, headers(("etag" = String, description = "Its version"))),
+        (status = 304, description = "It is the version already known"),
+        (status = "4XX", description = "Refused", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 503, description = "Overloaded or failing", body = ProblemDocument, content_type = "application/problem+json"),
+    ),
+)]
 pub(super) async fn show(
     State(shared): State<Shared>,
     Path(id): Path<String>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let not_found = || Problem::new(Kind::NotFound, "There is no such order.");
     let principal = principal(&headers)?;
     let id = OrderId::parse(&id).ok_or_else(not_found)?;
     let order = shared
@@ -201,14 +421,25 @@ fn is_current(headers: &HeaderMap, etag: &str) -> bool {
 }
 
 /// A page of orders.
-#[derive(Serialize)]
-struct OrderPage {
+#[derive(Serialize, ToSchema)]
+pub(super) struct OrderPage {
+    /// In the order they were written.
     orders: Vec<Order>,
     /// The `after` of the next page; null on the last.
+    #[schema(required = true)]
     next: Option<OrderId>,
 }
 
-/// `GET /api/v1/orders?limit=&after=`, in the order of commitment.
+/// Lists orders in the order they were written.
+#[utoipa::path(
+    get, path = "/api/v1/orders", tag = "orders",
+    params(PageQuery),
+    responses(
+        (status = 200, description = "A page", body = OrderPage),
+        (status = "4XX", description = "Refused", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 503, description = "Overloaded or failing", body = ProblemDocument, content_type = "application/problem+json"),
+    ),
+)]
 pub(super) async fn list(
     State(shared): State<Shared>,
     headers: HeaderMap,
@@ -237,44 +468,64 @@ pub(super) async fn list(
     .into_response())
 }
 
+/// What happened to an order: who changed it when, in which trace, and how it was then.
+#[utoipa::path(
+    get, path = "/api/v1/orders/{id}/events", tag = "orders",
+    params(("id" = String, Path, format = Uuid, description = "The order")),
+    responses(
+        (status = 200, description = "In the order they happened", body = Vec<Event>),
+        (status = "4XX", description = "Refused", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 503, description = "Overloaded or failing", body = ProblemDocument, content_type = "application/problem+json"),
+    ),
+)]
+pub(super) async fn events(
+    State(shared): State<Shared>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<Json<Vec<Event>>, Problem> {
+    let principal = principal(&headers)?;
+    let id = OrderId::parse(&id).ok_or_else(not_found)?;
+    let events = shared.store.order_events(principal, id).await?;
+    events.map(Json).ok_or_else(not_found)
+}
+
+/// The payments of an order, as the provider's events add up.
+#[utoipa::path(
+    get, path = "/api/v1/orders/{id}/payments", tag = "orders",
+    params(("id" = String, Path, format = Uuid, description = "The order")),
+    responses(
+        (status = 200, description = "Oldest first", body = Vec<Payment>),
+        (status = "4XX", description = "Refused", body = ProblemDocument, content_type = "application/problem+json"),
+        (status = 503, description = "Overloaded or failing", body = ProblemDocument, content_type = "application/problem+json"),
+    ),
+)]
+pub(super) async fn payments(
+    State(shared): State<Shared>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<Json<Vec<Payment>>, Problem> {
+    let principal = principal(&headers)?;
+    let id = OrderId::parse(&id).ok_or_else(not_found)?;
+    let payments = shared.store.order_payments(principal, id).await?;
+    payments.map(Json).ok_or_else(not_found)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn headers(name: header::HeaderName, value: &'static str) -> HeaderMap {
-        HeaderMap::from_iter([(name, HeaderValue::from_static(value))])
-    }
+    use axum::http::HeaderValue;
 
     #[test]
     fn entity_tags_compare_weakly_and_in_lists() {
+        let headers = |value: &'static str| {
+            HeaderMap::from_iter([(header::IF_NONE_MATCH, HeaderValue::from_static(value))])
+        };
         for current in ["\"1\"", "W/\"1\"", "\"0\", \"1\"", "*"] {
-            assert!(
-                is_current(&headers(header::IF_NONE_MATCH, current), "\"1\""),
-                "{current}"
-            );
+            assert!(is_current(&headers(current), "\"1\""), "{current}");
         }
         for stale in ["\"2\"", "1", "\"11\""] {
-            assert!(
-                !is_current(&headers(header::IF_NONE_MATCH, stale), "\"1\""),
-                "{stale}"
-            );
+            assert!(!is_current(&headers(stale), "\"1\""), "{stale}");
         }
         assert!(!is_current(&HeaderMap::new(), "\"1\""));
-    }
-
-    #[test]
-    fn only_json_is_taken() {
-        for fine in ["application/json", "Application/JSON; charset=utf-8"] {
-            assert!(
-                require_json(&headers(header::CONTENT_TYPE, fine)).is_ok(),
-                "{fine}"
-            );
-        }
-        for wrong in ["text/plain", "application/jsonx", ""] {
-            assert!(
-                require_json(&headers(header::CONTENT_TYPE, wrong)).is_err(),
-                "{wrong}"
-            );
-        }
     }
 }

@@ -7,6 +7,7 @@
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::idempotency::Reply;
 use crate::order::{Refusal, TotalRefusal};
@@ -30,6 +31,10 @@ pub(super) enum Kind {
     InvalidOrder,
     UnknownSku,
     InsufficientStock,
+    InvalidState,
+    StaleVersion,
+    PaymentPending,
+    RefundTooLarge,
     IdempotencyKeyReused,
     Overloaded,
     Draining,
@@ -79,6 +84,18 @@ impl Kind {
                 "insufficient-stock",
                 "Insufficient stock",
             ),
+            Self::InvalidState => (StatusCode::CONFLICT, "invalid-state", "Invalid state"),
+            Self::StaleVersion => (
+                StatusCode::PRECONDITION_FAILED,
+                "stale-version",
+                "Stale version",
+            ),
+            Self::PaymentPending => (StatusCode::CONFLICT, "payment-pending", "Payment pending"),
+            Self::RefundTooLarge => (
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "refund-too-large",
+                "Refund too large",
+            ),
             Self::IdempotencyKeyReused => (
                 StatusCode::UNPROCESSABLE_ENTITY,
                 "idempotency-key-reused",
@@ -100,6 +117,23 @@ impl Kind {
     }
 }
 
+/// A problem document (RFC 9457).
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ProblemDocument {
+    /// What clients match on.
+    #[schema(example = "urn:commerce:problem:insufficient-stock")]
+    r#type: String,
+    /// The type in words.
+    title: String,
+    /// The HTTP status.
+    status: u16,
+    /// This occurrence, for people.
+    detail: String,
+    /// The SKU it is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sku: Option<String>,
+}
+
 /// One problem, ready to be sent or stored.
 #[derive(Debug)]
 pub(super) struct Problem {
@@ -119,22 +153,13 @@ impl Problem {
 
     /// Renders it as it will be sent, and replayed.
     pub(super) fn reply(&self) -> Result<Reply, serde_json::Error> {
-        #[derive(Serialize)]
-        struct Document<'a> {
-            r#type: String,
-            title: &'a str,
-            status: u16,
-            detail: &'a str,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            sku: Option<&'a str>,
-        }
         let (status, slug, title) = self.kind.parts();
-        let body = serde_json::to_vec(&Document {
+        let body = serde_json::to_vec(&ProblemDocument {
             r#type: format!("urn:commerce:problem:{slug}"),
-            title,
+            title: title.to_owned(),
             status: status.as_u16(),
-            detail: &self.detail,
-            sku: self.sku.as_deref(),
+            detail: self.detail.clone(),
+            sku: self.sku.clone(),
         })?;
         let content_type = CONTENT_TYPE.to_owned();
         Ok(Reply {
@@ -179,6 +204,30 @@ impl From<&Refusal> for Problem {
                     format!("Fewer than {requested} units of SKU {sku} are available."),
                 )
             },
+            Refusal::NotFound => Self::new(Kind::NotFound, "There is no such order."),
+            Refusal::Stale { current } => Self::new(
+                Kind::StaleVersion,
+                format!("The order has changed; its entity tag is now \"{current}\"."),
+            ),
+            Refusal::State { status, action } => Self::new(
+                Kind::InvalidState,
+                format!(
+                    "An order that is {} cannot be {}.",
+                    status.as_str(),
+                    action.as_str()
+                ),
+            ),
+            Refusal::PaymentPending => Self::new(
+                Kind::PaymentPending,
+                "A payment is under way; its outcome decides.",
+            ),
+            Refusal::RefundQuantity(sku) => Self {
+                sku: Some(sku.to_string()),
+                ..Self::new(
+                    Kind::RefundTooLarge,
+                    format!("Of SKU {sku}, not that many units were bought and not yet refunded."),
+                )
+            },
             Refusal::Total(why) => Self::new(
                 Kind::InvalidOrder,
                 match why {
@@ -214,7 +263,14 @@ impl From<StoreError> for Problem {
                     "The order was not confirmed; retry with the same key.",
                 )
             }
-            StoreError::Sqlite(_)
+            StoreError::Sql(_) => {
+                tracing::error!(%error, "the storage failed a request");
+                Self::new(
+                    Kind::StorageFailed,
+                    "The request was not confirmed; retry with the same key.",
+                )
+            }
+            StoreError::Inconsistent(_)
             | StoreError::Render(_)
             | StoreError::SchemaTooNew { .. }
             | StoreError::Thread(_) => {

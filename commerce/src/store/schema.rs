@@ -1,148 +1,131 @@
-//! The schema, as the list of steps that lead to it.
+//! The schema, as the list of steps that lead to it. Both databases take the same steps.
 //!
-//! `PRAGMA user_version` counts the steps a file has taken. A released step never changes:
-//! add another one.
-
-use rusqlite::{Connection, TransactionBehavior};
+//! SQLite counts the steps a file has taken in `PRAGMA user_version`, PostgreSQL in a table.
+//! A released step never changes: add another one.
 
 use super::StoreError;
+use super::sql::{Backend, Connection, Param, SqlError};
 
-/// Step `n` brings a file from version `n` to `n + 1`.
+/// Step `n` brings a database from version `n` to `n + 1`. Written for SQLite; see
+/// [`for_postgres`].
 ///
 /// Closed vocabularies (status, reason) are not `CHECK`ed: SQLite cannot alter a check
-/// without rewriting the table. The types in `columns` refuse what they do not know.
-const STEPS: &[&str] = &["
-CREATE TABLE product (
-    sku          TEXT    NOT NULL PRIMARY KEY,
-    name         TEXT    NOT NULL,
-    description  TEXT    NOT NULL,
-    price_minor  INTEGER NOT NULL CHECK (price_minor > 0),
-    currency     TEXT    NOT NULL CHECK (length(currency) = 3)
-) STRICT;
-
--- Apart from product: these rows are hot, and small rows make small commits.
-CREATE TABLE stock (
-    sku        TEXT    NOT NULL PRIMARY KEY REFERENCES product (sku),
-    initial    INTEGER NOT NULL CHECK (initial >= 0),
-    available  INTEGER NOT NULL CHECK (available >= 0)
-) STRICT, WITHOUT ROWID;
-
--- seq is the commit order, and so the order of pages; ids only look ordered.
-CREATE TABLE orders (
-    seq            INTEGER PRIMARY KEY AUTOINCREMENT,
-    id             TEXT    NOT NULL UNIQUE,
-    principal      TEXT    NOT NULL,
-    status         TEXT    NOT NULL,
-    version        INTEGER NOT NULL CHECK (version > 0),
-    total_minor    INTEGER NOT NULL CHECK (total_minor >= 0),
-    currency       TEXT    NOT NULL CHECK (length(currency) = 3),
-    created_at_ms  INTEGER NOT NULL
-) STRICT;
-CREATE INDEX orders_by_principal ON orders (principal, seq);
-
-CREATE TABLE order_line (
-    order_id          TEXT    NOT NULL REFERENCES orders (id),
-    sku               TEXT    NOT NULL REFERENCES product (sku),
-    quantity          INTEGER NOT NULL CHECK (quantity > 0),
-    unit_price_minor  INTEGER NOT NULL CHECK (unit_price_minor > 0),
-    total_minor       INTEGER NOT NULL,
-    PRIMARY KEY (order_id, sku)
-) STRICT, WITHOUT ROWID;
-
--- The stock ledger: the sum of deltas of a SKU is what is available.
-CREATE TABLE stock_movement (
-    seq       INTEGER PRIMARY KEY AUTOINCREMENT,
-    sku       TEXT    NOT NULL REFERENCES stock (sku),
-    delta     INTEGER NOT NULL,
-    reason    TEXT    NOT NULL,
-    order_id  TEXT    REFERENCES orders (id),
-    at_ms     INTEGER NOT NULL
-) STRICT;
-
-CREATE TABLE idempotency (
-    principal     TEXT    NOT NULL,
-    route         TEXT    NOT NULL,
-    key           TEXT    NOT NULL,
-    fingerprint   BLOB    NOT NULL CHECK (length(fingerprint) = 32),
-    status        INTEGER NOT NULL,
-    content_type  TEXT    NOT NULL,
-    location      TEXT,
-    etag          TEXT,
-    body          BLOB    NOT NULL,
-    order_id      TEXT    REFERENCES orders (id),
-    at_ms         INTEGER NOT NULL,
-    PRIMARY KEY (principal, route, key)
-) STRICT;
-CREATE UNIQUE INDEX idempotency_by_order ON idempotency (order_id) WHERE order_id IS NOT NULL;
-
--- Written with the order, delivered by a relay that reads it in seq order.
-CREATE TABLE outbox (
-    seq       INTEGER PRIMARY KEY AUTOINCREMENT,
-    event_id  TEXT    NOT NULL UNIQUE,
-    topic     TEXT    NOT NULL,
-    order_id  TEXT    NOT NULL REFERENCES orders (id),
-    payload   TEXT    NOT NULL,
-    at_ms     INTEGER NOT NULL
-) STRICT;
-"];
+/// without rewriting the table. The types that read them refuse what they do not know.
+const STEPS: &[&str] = &[include_str!("schema/1.sql")];
 
 /// The version this program writes and audits.
 pub(crate) const VERSION: u32 = 1;
 const _: () = assert!(STEPS.len() == VERSION as usize, "one version per step");
 
-/// Takes the steps the file has not taken, each in a transaction of its own.
+/// Any number that no other program locks: two processes may start at once.
+const MIGRATION_LOCK: i64 = 0x6564_6765_6d74;
+
+/// Takes the steps the database has not taken, each in a transaction of its own.
 ///
 /// # Errors
-/// [`StoreError::SchemaTooNew`] leaves the file untouched.
-pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
+/// [`StoreError::SchemaTooNew`] leaves the database untouched.
+pub(super) fn migrate(connection: &mut dyn Connection) -> Result<(), StoreError> {
     loop {
-        // Version and step in one transaction: two processes may start at once.
-        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let found = version(&transaction)?;
-        if found > VERSION {
-            return Err(StoreError::SchemaTooNew {
-                found,
-                known: VERSION,
-            });
+        connection.begin()?;
+        let more = step(connection);
+        match more {
+            Ok(more) => {
+                connection.commit()?;
+                if !more {
+                    return Ok(());
+                }
+            }
+            Err(error) => {
+                connection.rollback()?;
+                return Err(error);
+            }
         }
-        let step = usize::try_from(found)
-            .ok()
-            .and_then(|taken| STEPS.get(taken));
-        let Some(step) = step else { return Ok(()) };
-        transaction.execute_batch(step)?;
-        transaction.pragma_update(None, "user_version", found.saturating_add(1))?;
-        transaction.commit()?;
     }
 }
 
-/// How many steps the file has taken.
+fn step(connection: &mut dyn Connection) -> Result<bool, StoreError> {
+    let backend = connection.backend();
+    if backend == Backend::Postgres {
+        connection.query(
+            "SELECT CAST(pg_advisory_xact_lock(?1) AS TEXT)",
+            &[Param::Integer(MIGRATION_LOCK)],
+        )?;
+        connection.script("CREATE TABLE IF NOT EXISTS schema_version (version BIGINT NOT NULL)")?;
+    }
+    let found = version(connection)?;
+    if found > VERSION {
+        return Err(StoreError::SchemaTooNew {
+            found,
+            known: VERSION,
+        });
+    }
+    let taken = usize::try_from(found).unwrap_or(usize::MAX);
+    let Some(step) = STEPS.get(taken) else {
+        return Ok(false);
+    };
+    let next = found.saturating_add(1);
+    match backend {
+        Backend::Sqlite => {
+            connection.script(step)?;
+            connection.script(&format!("PRAGMA user_version = {next}"))?;
+        }
+        Backend::Postgres => {
+            connection.script(&for_postgres(step))?;
+            connection.script(&format!(
+                "DELETE FROM schema_version; INSERT INTO schema_version VALUES ({next})"
+            ))?;
+        }
+    }
+    Ok(true)
+}
+
+/// How many steps the database has taken.
 ///
 /// # Errors
-/// Whatever SQLite reports, a file that is no database first of all.
-pub(crate) fn version(connection: &Connection) -> rusqlite::Result<u32> {
-    connection.pragma_query_value(None, "user_version", |row| row.get(0))
+/// Whatever the database reports, a file that is no database first of all.
+pub(crate) fn version(connection: &mut dyn Connection) -> Result<u32, SqlError> {
+    let sql = match connection.backend() {
+        Backend::Sqlite => "PRAGMA user_version",
+        Backend::Postgres => "SELECT coalesce(max(version), 0) FROM schema_version",
+    };
+    let mut rows = connection.query(sql, &[])?;
+    rows.pop().map_or(Ok(0), |mut row| row.take())
+}
+
+/// The same tables in PostgreSQL's words.
+fn for_postgres(step: &str) -> String {
+    step.replace(
+        "INTEGER PRIMARY KEY AUTOINCREMENT",
+        "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
+    )
+    .replace("INTEGER", "BIGINT")
+    .replace(" BLOB", " BYTEA")
+    .replace(") STRICT, WITHOUT ROWID;", ");")
+    .replace(") STRICT;", ");")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::sqlite::Sqlite;
 
     #[test]
     fn migration_reaches_the_version_and_is_repeatable() {
-        let mut connection = Connection::open_in_memory().unwrap();
+        let mut connection = Sqlite::open(":memory:".as_ref()).unwrap();
         migrate(&mut connection).unwrap();
         migrate(&mut connection).unwrap();
-        assert_eq!(version(&connection).unwrap(), VERSION);
+        assert_eq!(version(&mut connection).unwrap(), VERSION);
     }
 
     #[test]
     fn a_newer_file_is_left_alone() {
-        let mut connection = Connection::open_in_memory().unwrap();
+        let mut connection = Sqlite::open(":memory:".as_ref()).unwrap();
+        let newer = VERSION + 1;
         connection
-            .pragma_update(None, "user_version", VERSION + 1)
+            .script(&format!("PRAGMA user_version = {newer}"))
             .unwrap();
         let error = migrate(&mut connection).unwrap_err();
         assert!(matches!(error, StoreError::SchemaTooNew { .. }), "{error}");
-        assert_eq!(version(&connection).unwrap(), VERSION + 1);
+        assert_eq!(version(&mut connection).unwrap(), newer);
     }
 }

@@ -1,59 +1,272 @@
-//! The one thread that writes: takes what is queued, commits it once, then answers.
+//! The thread that writes: takes what is queued, commits it once, then answers.
 //!
 //! Batching needs no timer. While a COMMIT waits for the disk the queue fills, and the
 //! next batch is what gathered: alone, an order waits for nobody; under load, up to
 //! [`BATCH_COMMANDS_MAX`] share one disk write.
 //!
 //! Nobody is told of success before COMMIT returned. A caller that went away changes
-//! nothing: its order is committed, and its key replays the answer.
+//! nothing: its command is committed, and its key replays the answer.
+//!
+//! The thread also keeps the reservations' deadlines: it sleeps until the next one, so an
+//! order expires at its deadline, before any command that comes later.
 
+use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use rusqlite::Connection;
+use tokio::runtime::Runtime;
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::StoreError;
-use super::place::{self, Moment, PlaceOrder, Placement};
-use crate::metrics::{Metrics, RefusalReason};
+use super::sql::{Backend, Connection, Param, Record, Row, SqlError};
+use crate::command::expire::{self, Expire};
+use crate::metrics::Metrics;
 
 /// Most commands in one transaction: beyond it latency grows faster than throughput.
 const BATCH_COMMANDS_MAX: usize = 128;
+/// How often a transaction is run again after PostgreSQL chose it as a deadlock's victim.
+const ATTEMPTS_MAX: u32 = 5;
+/// PostgreSQL: how long until deadlines that another machine set, and did not keep, are seen.
+const FOREIGN_DEADLINES: Duration = Duration::from_secs(1);
 
-type Answer<T> = Result<T, StoreError>;
+/// Something that changes the database: one transaction, shared with others of its batch.
+///
+/// It decides first and writes then. A refusal is an `Ok` that has written nothing but a
+/// remembered answer; an `Err` takes the whole transaction back, and the batch's other
+/// commands are run again without it. So `run` must not change `self`.
+pub trait Command: Send + 'static {
+    /// What the caller gets.
+    type Output: Send + 'static;
 
-/// What the thread is asked to do.
-enum Command {
-    Place(PlaceOrder, oneshot::Sender<Answer<Placement>>),
-    /// Answered after a COMMIT like any other, which is what makes it a check.
-    Ping(oneshot::Sender<Answer<()>>),
-    /// Take no further commands; finish those queued, checkpoint, end.
-    Stop,
+    /// What [`Command::run`] will read and then change. PostgreSQL locks it before the first
+    /// command of a batch runs, in one order for every machine; SQLite has one writer.
+    fn locks(&self, _locks: &mut Locks) {}
+
+    /// Does it.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database fails; a business refusal is an output.
+    fn run(&self, tx: &mut Tx<'_>) -> Result<Self::Output, StoreError>;
+
+    /// Counts what is true now, after the commit.
+    fn committed(&self, _output: &Self::Output, _metrics: &Metrics) {}
+
+    /// Counts that it was not done.
+    fn failed(&self, _metrics: &Metrics) {}
 }
 
-/// A command that has run and waits for its batch to commit.
-enum Pending {
-    Place(Answer<Placement>, oneshot::Sender<Answer<Placement>>),
-    Ping(oneshot::Sender<Answer<()>>),
+/// Rows and names to lock, each kind in its own order.
+#[derive(Debug, Default)]
+pub struct Locks {
+    /// Names without a row yet: idempotency keys, groups.
+    names: BTreeSet<String>,
+    orders: BTreeSet<String>,
+    skus: BTreeSet<String>,
+}
+
+impl Locks {
+    /// A name that stands for something without a row: `kind` and `name` together.
+    pub fn name(&mut self, kind: &str, name: &str) {
+        self.names.insert(format!("{kind}:{name}"));
+    }
+
+    /// An order, and the stock of its lines.
+    pub fn order(&mut self, id: &crate::order::OrderId) {
+        self.orders.insert(id.to_string());
+    }
+
+    /// The stock of a SKU.
+    pub fn sku(&mut self, sku: &crate::catalogue::Sku) {
+        self.skus.insert(sku.to_string());
+    }
+
+    /// Takes them: names, then orders, then stock, each sorted. Two transactions that want
+    /// the same rows meet at the first one.
+    fn take(&self, connection: &mut dyn Connection) -> Result<(), SqlError> {
+        if connection.backend() == Backend::Sqlite {
+            return Ok(());
+        }
+        let list = |names: &BTreeSet<String>| names.iter().cloned().collect::<Vec<_>>().join("\n");
+        if !self.names.is_empty() {
+            connection.write(
+                "SELECT pg_advisory_xact_lock(key) FROM
+                     (SELECT DISTINCT hashtextextended(name, 0) AS key
+                      FROM unnest(string_to_array(?1, E'\\n')) AS name ORDER BY 1) AS keys",
+                &[Param::Text(list(&self.names).into())],
+            )?;
+        }
+        if !self.orders.is_empty() {
+            connection.write(
+                "SELECT 1 FROM orders WHERE id = ANY (string_to_array(?1, E'\\n'))
+                 ORDER BY id FOR UPDATE",
+                &[Param::Text(list(&self.orders).into())],
+            )?;
+        }
+        if !self.skus.is_empty() || !self.orders.is_empty() {
+            connection.write(
+                "SELECT 1 FROM stock
+                 WHERE sku = ANY (string_to_array(?1, E'\\n'))
+                    OR sku IN (SELECT sku FROM order_line
+                               WHERE order_id = ANY (string_to_array(?2, E'\\n')))
+                 ORDER BY sku FOR NO KEY UPDATE",
+                &[
+                    Param::Text(list(&self.skus).into()),
+                    Param::Text(list(&self.orders).into()),
+                ],
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// A command's view of the transaction.
+pub struct Tx<'c> {
+    connection: &'c mut dyn Connection,
+    /// Milliseconds since the Unix epoch; the same for the whole command.
+    pub now_ms: i64,
+    effects: &'c mut Effects,
+}
+
+/// What a committed batch means to the rest of the process.
+#[derive(Default)]
+struct Effects {
+    deadline_ms: Option<i64>,
+    events: u64,
+}
+
+impl Tx<'_> {
+    /// The rows of a statement.
+    ///
+    /// # Errors
+    /// [`SqlError`]
+    pub fn query(&mut self, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>, SqlError> {
+        self.connection.query(sql, params)
+    }
+
+    /// How many rows a statement changed.
+    ///
+    /// # Errors
+    /// [`SqlError`]
+    pub fn execute(&mut self, sql: &str, params: &[Param<'_>]) -> Result<u64, SqlError> {
+        self.connection.execute(sql, params)
+    }
+
+    /// A statement whose success shows at the commit.
+    ///
+    /// # Errors
+    /// [`SqlError`]
+    pub fn write(&mut self, sql: &str, params: &[Param<'_>]) -> Result<(), SqlError> {
+        self.connection.write(sql, params)
+    }
+
+    /// Inserts a row.
+    ///
+    /// # Errors
+    /// [`SqlError`]
+    pub fn insert(&mut self, record: &impl Record) -> Result<(), SqlError> {
+        record.insert(self.connection)
+    }
+
+    /// Rows that `rest` selects.
+    ///
+    /// # Errors
+    /// [`SqlError`]
+    pub fn select<R: Record>(
+        &mut self,
+        rest: &str,
+        params: &[Param<'_>],
+    ) -> Result<Vec<R>, SqlError> {
+        R::select(self.connection, rest, params)
+    }
+
+    /// The connection, for functions that reads and commands share.
+    pub fn connection(&mut self) -> &mut dyn Connection {
+        self.connection
+    }
+
+    /// Something is due then: the writer wakes for it.
+    pub fn wake_at(&mut self, deadline_ms: i64) {
+        let earliest = self
+            .effects
+            .deadline_ms
+            .map_or(deadline_ms, |known| known.min(deadline_ms));
+        self.effects.deadline_ms = Some(earliest);
+    }
+
+    /// An event was written: the relays look once it is committed.
+    pub(crate) fn wrote_event(&mut self) {
+        self.effects.events = self.effects.events.saturating_add(1);
+    }
+}
+
+/// A command with its caller, and its output until the commit.
+trait Job: Send {
+    fn locks(&self, locks: &mut Locks);
+    fn run(&mut self, tx: &mut Tx<'_>) -> Result<(), StoreError>;
+    fn answer(self: Box<Self>, metrics: &Metrics);
+    fn disappoint(self: Box<Self>, error: StoreError, metrics: &Metrics);
+}
+
+struct Called<C: Command> {
+    command: C,
+    output: Option<C::Output>,
+    caller: oneshot::Sender<Result<C::Output, StoreError>>,
+}
+
+impl<C: Command> Job for Called<C> {
+    fn locks(&self, locks: &mut Locks) {
+        self.command.locks(locks);
+    }
+
+    fn run(&mut self, tx: &mut Tx<'_>) -> Result<(), StoreError> {
+        self.output = Some(self.command.run(tx)?);
+        Ok(())
+    }
+
+    fn answer(self: Box<Self>, metrics: &Metrics) {
+        // The caller may be gone; that is no error.
+        if let Some(output) = self.output {
+            self.command.committed(&output, metrics);
+            let _ = self.caller.send(Ok(output));
+        } else {
+            let _ = self.caller.send(Err(StoreError::Closed));
+        }
+    }
+
+    fn disappoint(self: Box<Self>, error: StoreError, metrics: &Metrics) {
+        self.command.failed(metrics);
+        let _ = self.caller.send(Err(error));
+    }
+}
+
+enum Message {
+    Run(Box<dyn Job>),
+    /// Take no further commands; finish those queued, close the database, end.
+    Stop,
 }
 
 /// The sending end of the queue.
 #[derive(Clone)]
 pub(super) struct Writer {
-    commands: mpsc::Sender<Command>,
+    messages: mpsc::Sender<Message>,
     metrics: Metrics,
 }
 
 impl Writer {
-    pub(super) async fn place(&self, order: PlaceOrder) -> Answer<Placement> {
-        let (answer, answered) = oneshot::channel();
+    /// Queues a command, or says at once that there is no room.
+    pub(super) async fn run<C: Command>(&self, command: C) -> Result<C::Output, StoreError> {
+        let (caller, answered) = oneshot::channel();
         // Counted before it is sent, or the thread could count it out before it was in.
         self.metrics.command_queued();
-        self.commands
-            .try_send(Command::Place(order, answer))
+        self.messages
+            .try_send(Message::Run(Box::new(Called {
+                command,
+                output: None,
+                caller,
+            })))
             .map_err(|refused| {
                 self.metrics.command_unqueued();
                 match refused {
@@ -64,24 +277,32 @@ impl Writer {
         answered.await.map_err(|_| StoreError::Closed)?
     }
 
-    /// Waits for room, unlike an order: a full queue is busy, not broken.
-    pub(super) async fn ping(&self) -> Answer<()> {
-        let (answer, answered) = oneshot::channel();
+    /// As [`Writer::run`], but waits for room: for relays and checks, to whom a full queue
+    /// is busy and not broken.
+    pub(super) async fn run_patiently<C: Command>(
+        &self,
+        command: C,
+    ) -> Result<C::Output, StoreError> {
+        let (caller, answered) = oneshot::channel();
         let room = self
-            .commands
+            .messages
             .reserve()
             .await
             .map_err(|_| StoreError::Closed)?;
         self.metrics.command_queued();
-        room.send(Command::Ping(answer));
+        room.send(Message::Run(Box::new(Called {
+            command,
+            output: None,
+            caller,
+        })));
         answered.await.map_err(|_| StoreError::Closed)?
     }
 }
 
 /// The thread itself, owned by whoever stops it.
 pub struct WriterThread {
-    commands: mpsc::Sender<Command>,
-    thread: JoinHandle<Answer<()>>,
+    messages: mpsc::Sender<Message>,
+    thread: JoinHandle<Result<(), StoreError>>,
     metrics: Metrics,
 }
 
@@ -89,12 +310,12 @@ impl WriterThread {
     /// Commits what is queued, moves the log into the database file, and ends the thread.
     ///
     /// # Errors
-    /// [`StoreError::Sqlite`] if the checkpoint failed; the log then stays beside the file
+    /// [`StoreError::Sql`] if the checkpoint failed; the log then stays beside the file
     /// and the next start reads it, so nothing is lost. [`StoreError::Closed`] if the thread
     /// had died.
     pub async fn stop(self) -> Result<(), StoreError> {
         self.metrics.command_queued();
-        if self.commands.send(Command::Stop).await.is_err() {
+        if self.messages.send(Message::Stop).await.is_err() {
             self.metrics.command_unqueued();
         }
         let joined = tokio::task::spawn_blocking(|| self.thread.join()).await;
@@ -104,209 +325,253 @@ impl WriterThread {
     }
 }
 
-/// Starts the thread on the only connection that writes.
+/// Starts the thread. `events` counts committed events, for the relays to watch.
 pub(super) fn start(
-    connection: Connection,
+    open: impl FnOnce() -> Result<Box<dyn Connection>, StoreError> + Send + 'static,
     queue_capacity: NonZeroUsize,
     metrics: Metrics,
+    events: watch::Sender<u64>,
 ) -> Result<(Writer, WriterThread), StoreError> {
-    let (commands, queue) = mpsc::channel(queue_capacity.get());
+    let (messages, queue) = mpsc::channel(queue_capacity.get());
     let for_thread = metrics.clone();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()?;
     let thread = std::thread::Builder::new()
         .name("commerce-writer".to_owned())
-        .spawn(move || run(&connection, queue, &for_thread))?;
+        .spawn(move || {
+            let batcher = Batcher {
+                connection: open()?,
+                metrics: for_thread,
+                events,
+                deadline_ms: None,
+                learned: Instant::now(),
+            };
+            batcher.serve(&runtime, queue)
+        })?;
     let writer = Writer {
-        commands: commands.clone(),
+        messages: messages.clone(),
         metrics: metrics.clone(),
     };
     Ok((
         writer,
         WriterThread {
-            commands,
+            messages,
             thread,
             metrics,
         },
     ))
 }
 
-fn run(
-    connection: &Connection,
-    mut queue: mpsc::Receiver<Command>,
-    metrics: &Metrics,
-) -> Answer<()> {
-    let mut batch = Vec::with_capacity(BATCH_COMMANDS_MAX);
-    // Zero commands: the queue is closed and empty.
-    while queue.blocking_recv_many(&mut batch, BATCH_COMMANDS_MAX) > 0 {
-        for command in &batch {
-            metrics.command_unqueued();
-            if matches!(command, Command::Stop) {
-                queue.close();
-            }
-        }
-        commit(connection, &mut batch, metrics);
-    }
-    checkpoint(connection)
+struct Batcher {
+    connection: Box<dyn Connection>,
+    metrics: Metrics,
+    events: watch::Sender<u64>,
+    /// The earliest deadline known.
+    deadline_ms: Option<i64>,
+    /// When the deadlines were last read from the database.
+    learned: Instant,
 }
 
-/// Runs the batch in one transaction and answers it.
-fn commit(connection: &Connection, batch: &mut Vec<Command>, metrics: &Metrics) {
-    let size = batch.len();
-    let mut commands = batch.drain(..);
-    let mut pending = Vec::with_capacity(size);
-    match execute(connection, &mut commands, &mut pending) {
-        Ok(commit) => {
-            metrics.batch_committed(size, commit);
-            for done in pending {
-                answer(done, metrics);
+/// Why a transaction did not commit.
+enum Failure {
+    /// The command at this place of the batch.
+    Command(usize, StoreError),
+    /// The transaction as a whole.
+    Batch(StoreError),
+}
+
+impl Batcher {
+    fn serve(
+        mut self,
+        runtime: &Runtime,
+        mut queue: mpsc::Receiver<Message>,
+    ) -> Result<(), StoreError> {
+        let mut messages = Vec::with_capacity(BATCH_COMMANDS_MAX);
+        let mut jobs = Vec::with_capacity(BATCH_COMMANDS_MAX);
+        self.learn_deadline();
+        loop {
+            let wake = self.sleep();
+            let received = runtime.block_on(async {
+                let receive = queue.recv_many(&mut messages, BATCH_COMMANDS_MAX);
+                match wake {
+                    Some(wake) => tokio::time::timeout(wake, receive).await.ok(),
+                    None => Some(receive.await),
+                }
+            });
+            self.expire();
+            match received {
+                // The queue is closed and empty.
+                Some(0) => break,
+                Some(_) => {}
+                None => continue,
+            }
+            for message in messages.drain(..) {
+                self.metrics.command_unqueued();
+                match message {
+                    Message::Run(job) => jobs.push(job),
+                    Message::Stop => queue.close(),
+                }
+            }
+            if !jobs.is_empty() {
+                self.commit(&mut jobs);
             }
         }
-        Err(error) => {
-            metrics.batch_failed();
-            tracing::error!(%error, commands = size, "a batch was not committed");
-            if !connection.is_autocommit()
-                && let Err(error) = connection.execute_batch("ROLLBACK")
-            {
-                tracing::error!(%error, "the failed batch could not be rolled back");
-            }
-            let error = Arc::new(error);
-            for done in pending.into_iter().chain(commands.filter_map(unexecuted)) {
-                disappoint(done, &error, metrics);
+        Ok(self.connection.close()?)
+    }
+
+    /// How long to wait for a command at most.
+    fn sleep(&self) -> Option<Duration> {
+        let due = self.deadline_ms.map(|deadline| {
+            let left = deadline.saturating_sub(unix_time_ms());
+            Duration::from_millis(u64::try_from(left).unwrap_or(0))
+        });
+        match self.connection.backend() {
+            Backend::Sqlite => due,
+            Backend::Postgres => {
+                Some(due.map_or(FOREIGN_DEADLINES, |due| due.min(FOREIGN_DEADLINES)))
             }
         }
     }
-}
 
-/// The transaction. Returns how long its COMMIT took. On failure, commands not yet run are
-/// still in `commands` and the others in `pending`; every one of them gets an answer.
-fn execute(
-    connection: &Connection,
-    commands: &mut impl Iterator<Item = Command>,
-    pending: &mut Vec<Pending>,
-) -> rusqlite::Result<Duration> {
-    connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
-    for command in commands {
-        match command {
-            Command::Place(order, caller) => {
-                let moment = Moment::new(unix_time_ms());
-                match in_savepoint(connection, |savepoint| {
-                    place::place(savepoint, &order, &moment)
-                }) {
-                    Ok(answer) => pending.push(Pending::Place(answer, caller)),
-                    Err(broken) => {
-                        // Only holds the caller's place: the batch's error replaces it.
-                        pending.push(Pending::Place(Err(StoreError::Closed), caller));
-                        return Err(broken);
+    /// Ends every reservation whose deadline has come.
+    fn expire(&mut self) {
+        if self.connection.backend() == Backend::Postgres
+            && self.learned.elapsed() >= FOREIGN_DEADLINES
+        {
+            self.learn_deadline();
+        }
+        if self
+            .deadline_ms
+            .is_none_or(|deadline| deadline > unix_time_ms())
+        {
+            return;
+        }
+        loop {
+            let (caller, mut answered) = oneshot::channel();
+            let mut jobs: Vec<Box<dyn Job>> = vec![Box::new(Called {
+                command: Expire,
+                output: None,
+                caller,
+            })];
+            self.deadline_ms = None;
+            self.commit(&mut jobs);
+            match answered.try_recv() {
+                Ok(Ok(0)) => break,
+                Ok(Ok(_)) => {}
+                Ok(Err(_)) | Err(_) => {
+                    // Logged already. Not at once again: the disk may be full for a while.
+                    self.deadline_ms = Some(unix_time_ms().saturating_add(1000));
+                    return;
+                }
+            }
+        }
+        self.learn_deadline();
+    }
+
+    fn learn_deadline(&mut self) {
+        self.learned = Instant::now();
+        if let Err(error) = self.connection.recover() {
+            tracing::error!(%error, "the database cannot be reached");
+        }
+        match expire::next_deadline_ms(self.connection.as_mut()) {
+            Ok(deadline) => self.deadline_ms = deadline,
+            Err(error) => {
+                tracing::error!(%error, "the next deadline could not be read");
+                self.deadline_ms = Some(unix_time_ms().saturating_add(1000));
+            }
+        }
+    }
+
+    /// Runs the jobs in one transaction and answers them. When one of them fails, it alone
+    /// is disappointed and the others run again.
+    fn commit(&mut self, jobs: &mut Vec<Box<dyn Job>>) {
+        let mut attempts = 1;
+        while !jobs.is_empty() {
+            let mut effects = Effects::default();
+            match self.attempt(jobs, &mut effects) {
+                Ok(commit) => {
+                    self.metrics.batch_committed(jobs.len(), commit);
+                    if let Some(deadline) = effects.deadline_ms {
+                        let earliest = self
+                            .deadline_ms
+                            .map_or(deadline, |known| known.min(deadline));
+                        self.deadline_ms = Some(earliest);
+                    }
+                    for job in jobs.drain(..) {
+                        job.answer(&self.metrics);
+                    }
+                    if effects.events > 0 {
+                        self.events
+                            .send_modify(|count| *count = count.wrapping_add(effects.events));
+                    }
+                }
+                Err(failure) => {
+                    if let Err(error) = self.connection.rollback() {
+                        tracing::error!(%error, "the failed transaction could not be taken back");
+                    }
+                    if let Err(error) = self.connection.recover() {
+                        tracing::error!(%error, "the database cannot be reached");
+                    }
+                    let (at, error) = match failure {
+                        Failure::Command(at, error) => (Some(at), error),
+                        Failure::Batch(error) => (None, error),
+                    };
+                    if error.is_worth_repeating() && attempts < ATTEMPTS_MAX {
+                        attempts += 1;
+                        continue;
+                    }
+                    self.metrics.batch_failed();
+                    match at {
+                        Some(at) => {
+                            tracing::error!(%error, "a command failed");
+                            jobs.remove(at).disappoint(error, &self.metrics);
+                        }
+                        None => {
+                            tracing::error!(%error, commands = jobs.len(), "a batch was not committed");
+                            let error = Arc::new(error);
+                            for job in jobs.drain(..) {
+                                job.disappoint(StoreError::Batch(error.clone()), &self.metrics);
+                            }
+                        }
                     }
                 }
             }
-            Command::Ping(caller) => pending.push(Pending::Ping(caller)),
-            Command::Stop => {}
         }
     }
-    let started = Instant::now();
-    connection.prepare_cached("COMMIT")?.execute([])?;
-    Ok(started.elapsed())
-}
 
-/// Runs one command so that its failure leaves the rest of the batch as it was.
-///
-/// The outer error means the transaction itself is gone: SQLite rolls back on its own when
-/// the disk is full or fails, and then no savepoint is left to return to.
-fn in_savepoint<T>(
-    connection: &Connection,
-    command: impl FnOnce(&Savepoint<'_>) -> Answer<T>,
-) -> rusqlite::Result<Answer<T>> {
-    connection
-        .prepare_cached("SAVEPOINT command")?
-        .execute([])?;
-    let savepoint = Savepoint { connection };
-    let answer = command(&savepoint);
-    if answer.is_err() {
-        savepoint.undo()?;
-    }
-    connection.prepare_cached("RELEASE command")?.execute([])?;
-    Ok(answer)
-}
-
-/// The open savepoint of one command.
-pub(super) struct Savepoint<'c> {
-    pub(super) connection: &'c Connection,
-}
-
-impl Savepoint<'_> {
-    /// Takes back what the command did so far; the savepoint stays open.
-    pub(super) fn undo(&self) -> rusqlite::Result<()> {
-        self.connection
-            .prepare_cached("ROLLBACK TO command")?
-            .execute([])?;
-        Ok(())
-    }
-}
-
-/// Counts and sends an answer that is true now. The caller may be gone; that is no error.
-fn answer(done: Pending, metrics: &Metrics) {
-    match done {
-        Pending::Place(answer, caller) => {
-            count(&answer, metrics);
-            let _ = caller.send(answer);
+    /// One transaction. Returns how long its COMMIT took.
+    fn attempt(
+        &mut self,
+        jobs: &mut [Box<dyn Job>],
+        effects: &mut Effects,
+    ) -> Result<Duration, Failure> {
+        let whole = |error: SqlError| Failure::Batch(error.into());
+        let mut locks = Locks::default();
+        if self.connection.backend() == Backend::Postgres {
+            for job in jobs.iter() {
+                job.locks(&mut locks);
+            }
         }
-        Pending::Ping(caller) => {
-            let _ = caller.send(Ok(()));
+        self.connection.begin().map_err(whole)?;
+        locks.take(self.connection.as_mut()).map_err(whole)?;
+        for (at, job) in jobs.iter_mut().enumerate() {
+            let mut tx = Tx {
+                connection: self.connection.as_mut(),
+                now_ms: unix_time_ms(),
+                effects,
+            };
+            job.run(&mut tx)
+                .map_err(|error| Failure::Command(at, error))?;
         }
+        let started = Instant::now();
+        self.connection.commit().map_err(whole)?;
+        Ok(started.elapsed())
     }
-}
-
-/// Tells a caller that its batch failed.
-fn disappoint(done: Pending, error: &Arc<rusqlite::Error>, metrics: &Metrics) {
-    match done {
-        Pending::Place(_, caller) => {
-            metrics.order_refused(RefusalReason::Storage);
-            let _ = caller.send(Err(StoreError::Batch(error.clone())));
-        }
-        Pending::Ping(caller) => {
-            let _ = caller.send(Err(StoreError::Batch(error.clone())));
-        }
-    }
-}
-
-fn unexecuted(command: Command) -> Option<Pending> {
-    match command {
-        Command::Place(_, caller) => Some(Pending::Place(Err(StoreError::Closed), caller)),
-        Command::Ping(caller) => Some(Pending::Ping(caller)),
-        Command::Stop => None,
-    }
-}
-
-fn count(answer: &Answer<Placement>, metrics: &Metrics) {
-    match answer {
-        Ok(Placement::Placed { total, units, .. }) => {
-            // Totals are sums of positive prices: never negative.
-            let minor = u64::try_from(total.minor()).unwrap_or(0);
-            metrics.order_created(minor, total.currency().to_string(), *units);
-        }
-        Ok(Placement::Refused { reason, .. }) => metrics.order_refused(*reason),
-        Ok(Placement::Replayed(_)) => metrics.replayed(),
-        Ok(Placement::KeyReused) => metrics.order_refused(RefusalReason::KeyReused),
-        Err(_) => metrics.order_refused(RefusalReason::Storage),
-    }
-}
-
-/// Moves the whole log into the database file and empties it.
-fn checkpoint(connection: &Connection) -> Answer<()> {
-    let (busy, pages): (bool, i64) =
-        connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| {
-            Ok((row.get(0)?, row.get(1)?))
-        })?;
-    if busy {
-        tracing::warn!(pages, "another connection kept the log from being emptied");
-    } else {
-        tracing::info!("the log is in the database file");
-    }
-    Ok(())
 }
 
 /// Milliseconds since the Unix epoch; 0 on a clock set before it.
-fn unix_time_ms() -> i64 {
+pub(crate) fn unix_time_ms() -> i64 {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();

@@ -1,8 +1,12 @@
 //! The auditor finds each kind of damage. A check that never fails proves nothing.
 
 use commerce::audit::audit;
+use commerce::store::Target;
+use commerce::store::sql::Backend;
+use reqwest::StatusCode;
+use serde_json::json;
 
-use crate::harness::{InProcess, product};
+use crate::harness::{InProcess, header, product};
 
 #[tokio::test]
 async fn every_kind_of_damage_is_found_by_name() {
@@ -18,14 +22,14 @@ async fn every_kind_of_damage_is_found_by_name() {
             &["ledger_balanced"],
         ),
         (
-            "UPDATE stock_movement SET delta = delta - 1 WHERE reason = 'sale' AND sku = 'a'",
+            "UPDATE stock_movement SET available = available - 1 WHERE reason = 'reserve' AND sku = 'a'",
             &["ledger_balanced", "ledger_explained"],
         ),
         // Split in two: the balance holds, the entries do not.
         (
-            "INSERT INTO stock_movement (sku, delta, reason, order_id, at_ms)
-                 SELECT sku, -1, 'sale', order_id, 0 FROM stock_movement WHERE delta = -2;
-             UPDATE stock_movement SET delta = -1 WHERE delta = -2",
+            "INSERT INTO stock_movement (sku, reason, order_id, available, reserved, sold, at_ms)
+                 SELECT sku, reason, order_id, -1, 1, 0, 0 FROM stock_movement WHERE available = -2;
+             UPDATE stock_movement SET available = -1, reserved = 1 WHERE available = -2",
             &["ledger_explained"],
         ),
         (
@@ -42,8 +46,36 @@ async fn every_kind_of_damage_is_found_by_name() {
             &["one_order_per_key"],
         ),
         (
-            "UPDATE orders SET total_minor = total_minor + 1",
+            "UPDATE orders SET total_minor = total_minor + 1 WHERE status = 'placed'",
             &["order_totals"],
+        ),
+        // Reserved for nobody, and sold without an order: the rows still add up.
+        (
+            "UPDATE stock SET reserved = reserved + 1, available = available - 1 WHERE sku = 'a';
+             UPDATE stock_movement SET available = available - 1, reserved = reserved + 1
+                 WHERE reason = 'initial' AND sku = 'a'",
+            &["stock_explained"],
+        ),
+        (
+            "UPDATE orders SET status = 'expired' WHERE status = 'placed'",
+            &["stock_explained"],
+        ),
+        ("DELETE FROM payment_event", &["payments_add_up"]),
+        (
+            "DELETE FROM payment_event; DELETE FROM refund; DELETE FROM payment",
+            &["payments_add_up", "references_intact"],
+        ),
+        (
+            "UPDATE orders SET refunded_minor = refunded_minor - 1 WHERE refunded_minor > 0",
+            &["refunds_reverse_lines"],
+        ),
+        (
+            "UPDATE refund_line SET quantity = quantity + 1",
+            &["stock_explained", "refunds_reverse_lines"],
+        ),
+        (
+            "INSERT INTO sink (id, kind, url, secret, cursor, created_at_ms) VALUES ('s', 'risk', '', '', 99, 0)",
+            &["events_delivered_or_pending"],
         ),
         // A cheaper unit with the old line total.
         (
@@ -52,9 +84,15 @@ async fn every_kind_of_damage_is_found_by_name() {
         ),
         ("DELETE FROM outbox", &["outbox_complete"]),
         (
-            "INSERT INTO outbox (event_id, topic, order_id, payload, at_ms)
-                 SELECT 'twice', topic, order_id, payload, at_ms FROM outbox",
+            "INSERT INTO outbox (event_id, topic, order_id, version, principal, actor, trace_id, payload, at_ms)
+                 SELECT 'twice', topic, order_id, version, principal, actor, trace_id, payload, at_ms
+                 FROM outbox WHERE topic = 'order.placed' LIMIT 1",
             &["outbox_complete"],
+        ),
+        // Lost before it was delivered.
+        (
+            "DELETE FROM outbox WHERE seq = 1",
+            &["outbox_complete", "events_delivered_or_pending"],
         ),
         (
             "DELETE FROM product WHERE sku = 'b'",
@@ -68,13 +106,22 @@ async fn every_kind_of_damage_is_found_by_name() {
             &["file_intact"],
         ),
     ];
-    let service = InProcess::start(&[product("a", 10), product("b", 10)]).await;
-    service.api.place("k1", &[("a", 2), ("b", 1)]).await;
-    service.api.place("k2", &[("a", 99)]).await;
-    let (database, directory) = service.stop_and_audit().await;
+    let service = InProcess::start(Backend::Sqlite, &[product("a", 10), product("b", 10)]).await;
+    let api = &service.api;
+    api.place("k1", &[("a", 2), ("b", 1)]).await;
+    api.place("k2", &[("a", 99)]).await;
+    let paid = api.place("k3", &[("b", 2)]).await;
+    let location = header(&paid, "location");
+    let pay = api.change(location, "pay", "k4", json!({})).await;
+    assert_eq!(pay.status(), StatusCode::OK);
+    let lines = json!({ "lines": [{ "sku": "b", "quantity": 1 }] });
+    let refund = api.change(location, "refund", "k5", lines).await;
+    assert_eq!(refund.status(), StatusCode::OK);
+    let database = service.stop_and_audit().await;
+    let directory = tempfile::tempdir().unwrap();
     for (damage, expected) in cases {
         let copy = directory.path().join("copy.db");
-        std::fs::copy(&database, &copy).unwrap();
+        std::fs::copy(database.path(), &copy).unwrap();
         let connection = rusqlite::Connection::open(&copy).unwrap();
         // The constraints are the first guard; this is about the second.
         connection
@@ -82,7 +129,7 @@ async fn every_kind_of_damage_is_found_by_name() {
             .unwrap();
         connection.execute_batch(damage).unwrap();
         drop(connection);
-        let report = audit(&copy).unwrap();
+        let report = audit(&Target::Sqlite(copy)).unwrap();
         assert_eq!(
             report.violated().collect::<Vec<_>>(),
             *expected,

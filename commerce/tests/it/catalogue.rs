@@ -1,14 +1,14 @@
 //! Products: listed, shown, and readable by people.
 
+use commerce::store::sql::Backend;
 use reqwest::StatusCode;
 use serde_json::Value;
 
 use crate::harness::{InProcess, header};
 
-#[tokio::test]
-async fn the_seeded_catalogue_is_listed_once_in_pages_of_several_kibibytes() {
+async fn the_seeded_catalogue_is_listed_once_in_pages_of_several_kibibytes(on: Backend) {
     // No products of its own: the service seeds.
-    let service = InProcess::start(&[]).await;
+    let service = InProcess::start(on, &[]).await;
     let whole = service
         .api
         .get("/api/v1/products")
@@ -41,9 +41,8 @@ async fn the_seeded_catalogue_is_listed_once_in_pages_of_several_kibibytes() {
     service.stop_and_audit().await;
 }
 
-#[tokio::test]
-async fn a_product_is_shown_as_json_and_as_a_page() {
-    let service = InProcess::start(&[]).await;
+async fn a_product_is_shown_as_json_and_as_a_page(on: Backend) {
+    let service = InProcess::start(on, &[]).await;
     let product: Value = service.api.get_json("/api/v1/products/1001").await;
     assert_eq!(product["name"], "Enamel Camping Mug");
     assert_eq!(product["price"]["minor"], 4900);
@@ -58,3 +57,8 @@ async fn a_product_is_shown_as_json_and_as_a_page() {
     );
     service.stop_and_audit().await;
 }
+
+crate::on_both_stores!(
+    the_seeded_catalogue_is_listed_once_in_pages_of_several_kibibytes,
+    a_product_is_shown_as_json_and_as_a_page,
+);

@@ -1,9 +1,9 @@
 //! A service in this process or in its own, its client, and what tests ask of both.
 
 use std::future::Future;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::num::{NonZeroU32, NonZeroUsize};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,8 @@ use commerce::catalogue::{NewProduct, Sku};
 use commerce::config::Config;
 use commerce::metrics::Metrics;
 use commerce::money::{Currency, Money};
-use commerce::store::{Limits, Store};
+use commerce::store::sql::Backend;
+use commerce::store::{Limits, Store, Target};
 use reqwest::{Client, Response, StatusCode};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -38,38 +39,151 @@ pub fn limits(queue_capacity: usize) -> Limits {
     }
 }
 
-/// A database with these products, and nobody using it.
-pub async fn create_database(path: &Path, products: &[NewProduct]) {
-    let (_, writer) = Store::open(path, limits(1), products, &Metrics::new()).unwrap();
-    writer.stop().await.unwrap();
+/// A database of a test's own, on either store.
+pub struct Database {
+    pub target: Target,
+    _directory: TempDir,
 }
 
-/// Fails with the whole report unless every promise is kept.
-pub fn assert_audit_clean(path: &Path) {
-    let report = audit(path).unwrap();
-    assert!(report.is_clean(), "{report}");
+impl Database {
+    /// An empty one.
+    pub fn empty(on: Backend) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let target = match on {
+            Backend::Sqlite => Target::Sqlite(directory.path().join("commerce.db")),
+            Backend::Postgres => {
+                let server = xtask::server::Postgres::shared().unwrap();
+                Target::Postgres(server.create_database().unwrap())
+            }
+        };
+        Self {
+            target,
+            _directory: directory,
+        }
+    }
+
+    /// One with these products, and nobody using it.
+    pub async fn with(on: Backend, products: &[NewProduct]) -> Self {
+        let database = Self::empty(on);
+        let (target, products) = (database.target.clone(), products.to_vec());
+        let opened = tokio::task::spawn_blocking(move || {
+            Store::open(&target, limits(1), &products, &Metrics::new()).unwrap()
+        });
+        opened.await.unwrap().1.stop().await.unwrap();
+        database
+    }
+
+    /// The file, on SQLite.
+    pub fn path(&self) -> &Path {
+        match &self.target {
+            Target::Sqlite(path) => path,
+            Target::Postgres(_) => panic!("this test is about the file"),
+        }
+    }
+
+    /// What `--store` takes.
+    pub fn argument(&self) -> String {
+        match &self.target {
+            Target::Sqlite(path) => format!("sqlite:{}", path.display()),
+            Target::Postgres(url) => url.clone(),
+        }
+    }
+
+    /// Fails with the whole report unless every promise is kept.
+    pub fn assert_audit_clean(&self) {
+        let target = self.target.clone();
+        // Not on the runtime's thread: PostgreSQL's connection brings its own runtime.
+        let report = std::thread::spawn(move || audit(&target).unwrap());
+        let report = report.join().unwrap();
+        assert!(report.is_clean(), "{report}");
+    }
+
+    /// One number out of the database.
+    pub fn count(&self, sql: &str) -> usize {
+        match &self.target {
+            Target::Sqlite(path) => {
+                let connection = rusqlite::Connection::open(path).unwrap();
+                let number = connection.query_row(sql, [], |row| row.get::<_, i64>(0));
+                number.unwrap().try_into().unwrap()
+            }
+            Target::Postgres(url) => psql(url, sql).trim().parse().unwrap(),
+        }
+    }
 }
 
-/// One number out of the database.
-pub fn count(path: &Path, sql: &str) -> usize {
-    let connection = rusqlite::Connection::open(path).unwrap();
-    let number = connection.query_row(sql, [], |row| row.get::<_, i64>(0));
-    number.unwrap().try_into().unwrap()
+fn psql(url: &str, sql: &str) -> String {
+    let server = xtask::server::Postgres::shared().unwrap();
+    let name = url.rsplit('/').next().unwrap();
+    server.query(name, sql).unwrap()
 }
 
-/// Holds the write lock until dropped, so that the writer waits in `BEGIN IMMEDIATE`.
+/// Makes the writer wait until dropped.
 pub struct WriteLock {
-    _connection: rusqlite::Connection,
+    _file: Option<rusqlite::Connection>,
+    server: Option<Child>,
 }
 
 impl WriteLock {
-    pub fn take(path: &Path) -> Self {
-        let connection = rusqlite::Connection::open(path).unwrap();
-        connection.execute_batch("BEGIN IMMEDIATE").unwrap();
-        Self {
-            _connection: connection,
+    pub fn take(database: &Database) -> Self {
+        match &database.target {
+            Target::Sqlite(path) => {
+                let connection = rusqlite::Connection::open(path).unwrap();
+                connection.execute_batch("BEGIN IMMEDIATE").unwrap();
+                Self {
+                    _file: Some(connection),
+                    server: None,
+                }
+            }
+            Target::Postgres(url) => {
+                let mut psql = Command::new("psql")
+                    .args(["-X", "-q", "-A", "-t", url])
+                    .stdin(Stdio::piped())
+                    .stdout(Stdio::piped())
+                    .spawn()
+                    .unwrap();
+                let input = psql.stdin.as_mut().unwrap();
+                let sql = b"BEGIN; LOCK TABLE idempotency; SELECT 'locked';\n";
+                input.write_all(sql).unwrap();
+                let mut line = String::new();
+                let output = psql.stdout.as_mut().unwrap();
+                BufReader::new(output).read_line(&mut line).unwrap();
+                assert_eq!(line.trim(), "locked");
+                Self {
+                    _file: None,
+                    server: Some(psql),
+                }
+            }
         }
     }
+}
+
+impl Drop for WriteLock {
+    fn drop(&mut self) {
+        if let Some(mut psql) = self.server.take() {
+            // The end of its input ends the session, and the session's end the transaction.
+            drop(psql.stdin.take());
+            let _ = psql.wait();
+        }
+    }
+}
+
+/// Runs each of the tests on SQLite and on PostgreSQL.
+#[macro_export]
+macro_rules! on_both_stores {
+    ($($name:ident),* $(,)?) => {
+        mod sqlite {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                super::$name(commerce::store::sql::Backend::Sqlite).await;
+            })*
+        }
+        mod postgres {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                super::$name(commerce::store::sql::Backend::Postgres).await;
+            })*
+        }
+    };
 }
 
 /// Repeats `attempt` until it gives a value. The deadline only turns a hang into a failure.
@@ -140,6 +254,16 @@ impl Api {
         self.try_place(key, lines).await.unwrap()
     }
 
+    /// Changes an order: `what` is cancel, pay or refund.
+    pub async fn change(&self, location: &str, what: &str, key: &str, body: Value) -> Response {
+        self.request(reqwest::Method::POST, &format!("{location}/{what}"))
+            .header("idempotency-key", key)
+            .json(&body)
+            .send()
+            .await
+            .unwrap()
+    }
+
     /// The value of one line of `/metrics`, or 0 when it is not there yet.
     pub async fn metric(&self, series: &str) -> u64 {
         let text = self.get("/metrics").await.text().await.unwrap();
@@ -162,34 +286,47 @@ pub fn header<'r>(response: &'r Response, name: &str) -> &'r str {
 /// A service in this process, over a database of its own.
 pub struct InProcess {
     pub api: Api,
-    pub database: PathBuf,
+    pub database: Database,
     stop: oneshot::Sender<()>,
     running: JoinHandle<Result<(), ServiceError>>,
-    _directory: TempDir,
 }
 
 impl InProcess {
-    pub async fn start(products: &[NewProduct]) -> Self {
-        Self::with_queue(products, 1024).await
+    pub async fn start(on: Backend, products: &[NewProduct]) -> Self {
+        Self::with(on, products, |_| {}).await
     }
 
-    pub async fn with_queue(products: &[NewProduct], queue_capacity: usize) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let database = directory.path().join("commerce.db");
-        create_database(&database, products).await;
+    /// With another configuration.
+    pub async fn with(
+        on: Backend,
+        products: &[NewProduct],
+        configure: impl FnOnce(&mut Config),
+    ) -> Self {
+        let database = if products.is_empty() {
+            Database::empty(on)
+        } else {
+            Database::with(on, products).await
+        };
+        Self::over(database, configure).await
+    }
+
+    /// Over a database that exists.
+    pub async fn over(database: Database, configure: impl FnOnce(&mut Config)) -> Self {
         let Limits {
             queue_capacity,
             readers,
-        } = limits(queue_capacity);
-        let config = Config {
+        } = limits(1024);
+        let mut config = Config {
             listen: "127.0.0.1:0".parse().unwrap(),
-            database: database.clone(),
+            store: database.target.clone(),
+            hold: Duration::from_secs(900),
             queue_capacity,
             readers,
             seed: true,
             drain_announce: Duration::ZERO,
             drain_timeout: Duration::from_secs(60),
         };
+        configure(&mut config);
         let service = Service::start(&config).await.unwrap();
         let api = Api::new(&service.address().to_string());
         let (stop, stopped) = oneshot::channel();
@@ -201,16 +338,15 @@ impl InProcess {
             database,
             stop,
             running,
-            _directory: directory,
         }
     }
 
-    /// Drains it, proves its database, and gives back what keeps the file alive.
-    pub async fn stop_and_audit(self) -> (PathBuf, TempDir) {
+    /// Drains it, proves its database, and gives it back.
+    pub async fn stop_and_audit(self) -> Database {
         self.stop.send(()).unwrap();
         self.running.await.unwrap().unwrap();
-        assert_audit_clean(&self.database);
-        (self.database, self._directory)
+        self.database.assert_audit_clean();
+        self.database
     }
 }
 
@@ -222,10 +358,10 @@ pub struct Process {
 
 impl Process {
     /// Starts `commerce serve` and waits until it logs its address.
-    pub fn start(database: &Path, extra: &[&str]) -> Self {
+    pub fn start(database: &Database, extra: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_commerce"))
-            .args(["serve", "--listen", "127.0.0.1:0", "--database"])
-            .arg(database)
+            .args(["serve", "--listen", "127.0.0.1:0", "--store"])
+            .arg(database.argument())
             .args(extra)
             .stderr(Stdio::piped())
             .spawn()

@@ -1,13 +1,13 @@
 //! What operators see.
 
 use commerce::metrics::NAMES;
+use commerce::store::sql::Backend;
 use reqwest::StatusCode;
 
 use crate::harness::{InProcess, header, product};
 
-#[tokio::test]
-async fn a_scrape_has_every_documented_name_and_counts_what_happened() {
-    let service = InProcess::start(&[product("a", 5)]).await;
+async fn a_scrape_has_every_documented_name_and_counts_what_happened(on: Backend) {
+    let service = InProcess::start(on, &[product("a", 5)]).await;
     let api = &service.api;
     api.place("k1", &[("a", 3)]).await;
     api.place("k1", &[("a", 3)]).await;
@@ -62,10 +62,14 @@ async fn a_scrape_has_every_documented_name_and_counts_what_happened() {
     service.stop_and_audit().await;
 }
 
-#[tokio::test]
-async fn a_working_service_is_alive_and_ready() {
-    let service = InProcess::start(&[product("a", 1)]).await;
+async fn a_working_service_is_alive_and_ready(on: Backend) {
+    let service = InProcess::start(on, &[product("a", 1)]).await;
     assert_eq!(service.api.get("/livez").await.status(), StatusCode::OK);
     assert_eq!(service.api.get("/readyz").await.status(), StatusCode::OK);
     service.stop_and_audit().await;
 }
+
+crate::on_both_stores!(
+    a_scrape_has_every_documented_name_and_counts_what_happened,
+    a_working_service_is_alive_and_ready,
+);

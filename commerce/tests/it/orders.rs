@@ -2,15 +2,15 @@
 
 use std::collections::HashSet;
 
+use commerce::store::sql::Backend;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use crate::harness::{InProcess, count, header, product};
+use crate::harness::{InProcess, header, product};
 
-#[tokio::test]
-async fn an_order_is_created_shown_and_revalidated() {
-    let service = InProcess::start(&[product("a", 10), product("b", 10)]).await;
+async fn an_order_is_created_shown_and_revalidated(on: Backend) {
+    let service = InProcess::start(on, &[product("a", 10), product("b", 10)]).await;
     let response = service
         .api
         .place("k1", &[("b", 1), ("a", 1), ("b", 2)])
@@ -34,9 +34,11 @@ async fn an_order_is_created_shown_and_revalidated() {
         order["lines"],
         json!([
             { "sku": "a", "quantity": 1, "unit_price": { "minor": 1999, "currency": "CNY" },
-              "total": { "minor": 1999, "currency": "CNY" } },
+              "total": { "minor": 1999, "currency": "CNY" },
+              "allocated_discount": { "minor": 0, "currency": "CNY" } },
             { "sku": "b", "quantity": 3, "unit_price": { "minor": 1999, "currency": "CNY" },
-              "total": { "minor": 3 * 1999, "currency": "CNY" } },
+              "total": { "minor": 3 * 1999, "currency": "CNY" },
+              "allocated_discount": { "minor": 0, "currency": "CNY" } },
         ])
     );
 
@@ -58,9 +60,8 @@ async fn an_order_is_created_shown_and_revalidated() {
     service.stop_and_audit().await;
 }
 
-#[tokio::test]
-async fn the_same_key_and_body_replays_and_another_body_is_refused() {
-    let service = InProcess::start(&[product("a", 10)]).await;
+async fn the_same_key_and_body_replays_and_another_body_is_refused(on: Backend) {
+    let service = InProcess::start(on, &[product("a", 10)]).await;
     let first = service.api.place("k1", &[("a", 2)]).await;
     let (location, etag) = (
         header(&first, "location").to_owned(),
@@ -89,13 +90,12 @@ async fn the_same_key_and_body_replays_and_another_body_is_refused() {
         8
     );
 
-    let (database, _directory) = service.stop_and_audit().await;
-    assert_eq!(count(&database, "SELECT count(*) FROM orders"), 1);
+    let database = service.stop_and_audit().await;
+    assert_eq!(database.count("SELECT count(*) FROM orders"), 1);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn concurrent_requests_with_one_key_make_one_order() {
-    let service = InProcess::start(&[product("a", 100)]).await;
+async fn concurrent_requests_with_one_key_make_one_order(on: Backend) {
+    let service = InProcess::start(on, &[product("a", 100)]).await;
     let mut tasks = JoinSet::new();
     for _ in 0..40 {
         let api = service.api.clone();
@@ -116,13 +116,12 @@ async fn concurrent_requests_with_one_key_make_one_order() {
             .len(),
         1
     );
-    let (database, _directory) = service.stop_and_audit().await;
-    assert_eq!(count(&database, "SELECT available FROM stock"), 99);
+    let database = service.stop_and_audit().await;
+    assert_eq!(database.count("SELECT available FROM stock"), 99);
 }
 
-#[tokio::test]
-async fn keys_of_two_tenants_and_their_orders_are_apart() {
-    let service = InProcess::start(&[product("a", 10)]).await;
+async fn keys_of_two_tenants_and_their_orders_are_apart(on: Backend) {
+    let service = InProcess::start(on, &[product("a", 10)]).await;
     let place = |tenant: &'static str| {
         let request = service.api.request(Method::POST, "/api/v1/orders");
         request
@@ -155,11 +154,10 @@ async fn keys_of_two_tenants_and_their_orders_are_apart() {
     service.stop_and_audit().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_hot_sku_is_never_oversold() {
+async fn a_hot_sku_is_never_oversold(on: Backend) {
     const STOCK: usize = 70;
     const BUYERS: usize = 200;
-    let service = InProcess::start(&[product("hot", 70)]).await;
+    let service = InProcess::start(on, &[product("hot", 70)]).await;
     let mut tasks = JoinSet::new();
     for buyer in 0..BUYERS {
         let api = service.api.clone();
@@ -173,17 +171,16 @@ async fn a_hot_sku_is_never_oversold() {
     let having = |status| statuses.iter().filter(|found| **found == status).count();
     assert_eq!(having(StatusCode::CREATED), STOCK);
     assert_eq!(having(StatusCode::CONFLICT), BUYERS - STOCK);
-    let (database, _directory) = service.stop_and_audit().await;
-    assert_eq!(count(&database, "SELECT available FROM stock"), 0);
+    let database = service.stop_and_audit().await;
+    assert_eq!(database.count("SELECT available FROM stock"), 0);
     assert_eq!(
-        count(&database, "SELECT sum(quantity) FROM order_line"),
+        database.count("SELECT sum(quantity) FROM order_line"),
         STOCK
     );
 }
 
-#[tokio::test]
-async fn an_order_takes_all_its_lines_or_none() {
-    let service = InProcess::start(&[product("a", 5), product("b", 1)]).await;
+async fn an_order_takes_all_its_lines_or_none(on: Backend) {
+    let service = InProcess::start(on, &[product("a", 5), product("b", 1)]).await;
     let short = service.api.place("k1", &[("a", 1), ("b", 2)]).await;
     assert_eq!(short.status(), StatusCode::CONFLICT);
     assert_eq!(header(&short, "content-type"), "application/problem+json");
@@ -213,9 +210,8 @@ async fn an_order_takes_all_its_lines_or_none() {
     service.stop_and_audit().await;
 }
 
-#[tokio::test]
-async fn a_refusal_for_stock_is_remembered_and_an_unknown_sku_is_not() {
-    let service = InProcess::start(&[product("a", 1)]).await;
+async fn a_refusal_for_stock_is_remembered_and_an_unknown_sku_is_not(on: Backend) {
+    let service = InProcess::start(on, &[product("a", 1)]).await;
     let first = service.api.place("k1", &[("a", 2)]).await;
     assert_eq!(first.status(), StatusCode::CONFLICT);
     let body = first.bytes().await.unwrap();
@@ -239,9 +235,8 @@ async fn a_refusal_for_stock_is_remembered_and_an_unknown_sku_is_not() {
     service.stop_and_audit().await;
 }
 
-#[tokio::test]
-async fn pages_cover_every_order_once_in_commit_order() {
-    let service = InProcess::start(&[product("a", 100)]).await;
+async fn pages_cover_every_order_once_in_commit_order(on: Backend) {
+    let service = InProcess::start(on, &[product("a", 100)]).await;
     let mut placed = Vec::new();
     for n in 0..23 {
         let order: Value = service
@@ -278,3 +273,14 @@ async fn pages_cover_every_order_once_in_commit_order() {
     }
     service.stop_and_audit().await;
 }
+
+crate::on_both_stores!(
+    an_order_is_created_shown_and_revalidated,
+    the_same_key_and_body_replays_and_another_body_is_refused,
+    concurrent_requests_with_one_key_make_one_order,
+    keys_of_two_tenants_and_their_orders_are_apart,
+    a_hot_sku_is_never_oversold,
+    an_order_takes_all_its_lines_or_none,
+    a_refusal_for_stock_is_remembered_and_an_unknown_sku_is_not,
+    pages_cover_every_order_once_in_commit_order,
+);

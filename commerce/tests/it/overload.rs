@@ -1,16 +1,19 @@
 //! Too much, and callers that leave.
 
+use commerce::store::sql::Backend;
 use reqwest::StatusCode;
 use serde_json::Value;
 use tokio::task::JoinSet;
 
-use crate::harness::{InProcess, WriteLock, count, eventually, header, product};
+use crate::harness::{InProcess, WriteLock, eventually, header, limits, product};
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_full_queue_refuses_at_once_and_every_order_can_be_retried() {
+async fn a_full_queue_refuses_at_once_and_every_order_can_be_retried(on: Backend) {
     // One batch takes 128 commands and the queue one: of 140 orders at least 11 find no room.
     const ORDERS: usize = 140;
-    let service = InProcess::with_queue(&[product("a", 1000)], 1).await;
+    let service = InProcess::with(on, &[product("a", 1000)], |config| {
+        config.queue_capacity = limits(1).queue_capacity
+    })
+    .await;
     let lock = WriteLock::take(&service.database);
     let mut tasks = JoinSet::new();
     for n in 0..ORDERS {
@@ -50,13 +53,12 @@ async fn a_full_queue_refuses_at_once_and_every_order_can_be_retried() {
         .metric("commerce_orders_refused_total{reason=\"overloaded\"}")
         .await;
     assert!(refused >= 1);
-    let (database, _directory) = service.stop_and_audit().await;
-    assert_eq!(count(&database, "SELECT count(*) FROM orders"), ORDERS);
+    let database = service.stop_and_audit().await;
+    assert_eq!(database.count("SELECT count(*) FROM orders"), ORDERS);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_order_whose_caller_left_is_counted_committed_and_replayed() {
-    let service = InProcess::start(&[product("a", 10)]).await;
+async fn an_order_whose_caller_left_is_counted_committed_and_replayed(on: Backend) {
+    let service = InProcess::start(on, &[product("a", 10)]).await;
     let lock = WriteLock::take(&service.database);
     let api = service.api.clone();
     let caller = tokio::spawn(async move { api.place("k1", &[("a", 1)]).await });
@@ -77,3 +79,8 @@ async fn an_order_whose_caller_left_is_counted_committed_and_replayed() {
     assert_eq!(header(&again, "idempotency-replayed"), "true");
     service.stop_and_audit().await;
 }
+
+crate::on_both_stores!(
+    a_full_queue_refuses_at_once_and_every_order_can_be_retried,
+    an_order_whose_caller_left_is_counted_committed_and_replayed,
+);

@@ -1,23 +1,23 @@
 //! The executable: crashes, drains, and the audit command.
 
-use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use commerce::store::sql::Backend;
 use reqwest::StatusCode;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use crate::harness::{Api, Process, count, create_database, eventually, header, product};
+use crate::harness::{Api, Database, Process, eventually, header, product};
 
-fn run_audit(database: &Path) -> Output {
+fn run_audit(database: &Database) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_commerce"));
     command
-        .args(["audit", "--database"])
-        .arg(database)
+        .args(["audit", "--store"])
+        .arg(database.argument())
         .output()
         .unwrap()
 }
@@ -54,11 +54,9 @@ async fn order_until_gone(api: &Api, name: String, acknowledged: Arc<AtomicUsize
     asked
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn killed_under_load_it_keeps_every_acknowledged_order() {
+async fn killed_under_load_it_keeps_every_acknowledged_order(on: Backend) {
     const CLIENTS: usize = 16;
-    let directory = tempfile::tempdir().unwrap();
-    let database = directory.path().join("commerce.db");
+    let database = Database::empty(on);
     let mut asked: Vec<Asked> = Vec::new();
     for round in 0..3 {
         let process = Process::start(&database, &[]);
@@ -99,7 +97,7 @@ async fn killed_under_load_it_keeps_every_acknowledged_order() {
     process.terminate();
     assert!(process.wait().success());
     assert!(run_audit(&database).status.success());
-    assert_eq!(count(&database, "SELECT count(*) FROM orders"), asked.len());
+    assert_eq!(database.count("SELECT count(*) FROM orders"), asked.len());
     assert!(
         asked
             .iter()
@@ -111,12 +109,11 @@ async fn killed_under_load_it_keeps_every_acknowledged_order() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drain_announces_itself_finishes_requests_and_empties_the_log() {
-    let directory = tempfile::tempdir().unwrap();
-    let database = directory.path().join("commerce.db");
+    let database = Database::empty(Backend::Sqlite);
     let process = Process::start(&database, &["--drain-announce-ms", "1000"]);
     assert_eq!(process.api.get("/readyz").await.status(), StatusCode::OK);
     // As long as another connection is open, SQLite does not empty the log by itself.
-    let reader = rusqlite::Connection::open(&database).unwrap();
+    let reader = rusqlite::Connection::open(database.path()).unwrap();
     reader
         .query_row("SELECT count(*) FROM orders", [], |_| Ok(()))
         .unwrap();
@@ -157,35 +154,40 @@ async fn a_drain_announces_itself_finishes_requests_and_empties_the_log() {
     order.read_to_string(&mut answer).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 201 Created\r\n"), "{answer}");
     assert!(process.wait().success());
-    let log = std::fs::metadata(database.with_extension("db-wal")).unwrap();
+    let log = std::fs::metadata(database.path().with_extension("db-wal")).unwrap();
     assert_eq!(log.len(), 0, "the log was not emptied");
     drop(reader);
-    assert_eq!(count(&database, "SELECT count(*) FROM orders"), 1);
+    assert_eq!(database.count("SELECT count(*) FROM orders"), 1);
     assert!(run_audit(&database).status.success());
 }
 
 #[tokio::test]
 async fn the_audit_command_reports_counts_and_fails_by_name() {
-    let directory = tempfile::tempdir().unwrap();
-    let database = directory.path().join("commerce.db");
+    let database = Database::empty(Backend::Sqlite);
     let missing = run_audit(&database);
     assert_eq!(missing.status.code(), Some(1));
     assert!(
-        !database.exists(),
+        !database.path().exists(),
         "an audit must not create what it audits"
     );
 
-    create_database(&database, &[product("a", 5), product("b", 5)]).await;
+    let database = Database::with(Backend::Sqlite, &[product("a", 5), product("b", 5)]).await;
     let clean = run_audit(&database);
     let text = String::from_utf8(clean.stdout).unwrap();
     assert_eq!(clean.status.code(), Some(0), "{text}");
     assert!(
-        text.contains("ok       stock_conserved: initial = available + sold (2 SKUs)"),
+        text.contains("ok       stock_conserved: initial = available + reserved + sold, none negative (2 SKUs)"),
         "{text}"
     );
-    assert!(text.ends_with("8 promises checked, 0 violated\n"), "{text}");
+    assert!(
+        text.ends_with("12 promises checked, 0 violated\n"),
+        "{text}"
+    );
 
-    let connection = rusqlite::Connection::open(&database).unwrap();
+    let connection = rusqlite::Connection::open(database.path()).unwrap();
+    connection
+        .pragma_update(None, "ignore_check_constraints", true)
+        .unwrap();
     connection
         .execute("UPDATE stock SET available = 4 WHERE sku = 'b'", [])
         .unwrap();
@@ -194,7 +196,9 @@ async fn the_audit_command_reports_counts_and_fails_by_name() {
     assert_eq!(broken.status.code(), Some(1), "{text}");
     assert!(text.contains("VIOLATED stock_conserved"), "{text}");
     assert!(
-        text.contains("SKU b: initial 5, available 4, sold 0"),
+        text.contains("SKU b: initial 5, available 4, reserved 0, sold 0"),
         "{text}"
     );
 }
+
+crate::on_both_stores!(killed_under_load_it_keeps_every_acknowledged_order);

@@ -1,9 +1,10 @@
 //! What is wrong is refused by name, as a problem document, and changes nothing.
 
+use commerce::store::sql::Backend;
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
 
-use crate::harness::{Api, InProcess, count, header, product};
+use crate::harness::{Api, InProcess, header, product};
 
 /// One faulty request, and how it must be refused.
 struct Faulty<'a> {
@@ -54,9 +55,8 @@ const JSON: (&str, &str) = ("content-type", "application/json");
 const KEY: (&str, &str) = ("idempotency-key", "k");
 const GOOD: &str = r#"{"lines":[{"sku":"a","quantity":1}]}"#;
 
-#[tokio::test]
-async fn faulty_headers_are_refused_by_name_and_change_nothing() {
-    let service = InProcess::start(&[product("a", 10)]).await;
+async fn faulty_headers_are_refused_by_name_and_change_nothing(on: Backend) {
+    let service = InProcess::start(on, &[product("a", 10)]).await;
     let key_kind = "invalid-idempotency-key";
     for (headers, status, kind, detail) in [
         (&[JSON][..], 400, key_kind, "required"),
@@ -94,13 +94,12 @@ async fn faulty_headers_are_refused_by_name_and_change_nothing() {
         };
         faulty.is_refused_by(&service.api).await;
     }
-    let (database, _directory) = service.stop_and_audit().await;
-    assert_eq!(count(&database, "SELECT count(*) FROM idempotency"), 0);
+    let database = service.stop_and_audit().await;
+    assert_eq!(database.count("SELECT count(*) FROM idempotency"), 0);
 }
 
-#[tokio::test]
-async fn faulty_bodies_are_refused_by_name_and_leave_the_key_free() {
-    let service = InProcess::start(&[product("a", 10)]).await;
+async fn faulty_bodies_are_refused_by_name_and_leave_the_key_free(on: Backend) {
+    let service = InProcess::start(on, &[product("a", 10)]).await;
     let large = format!(r#"{{"lines":[],"pad":"{}"}}"#, "x".repeat(64 * 1024));
     let (malformed, invalid) = ((400, "malformed-body"), (422, "invalid-order"));
     for (body, (status, kind), detail) in [
@@ -157,9 +156,8 @@ async fn faulty_bodies_are_refused_by_name_and_leave_the_key_free() {
     service.stop_and_audit().await;
 }
 
-#[tokio::test]
-async fn wrong_paths_methods_and_pages_are_problems_too() {
-    let service = InProcess::start(&[product("a", 1)]).await;
+async fn wrong_paths_methods_and_pages_are_problems_too(on: Backend) {
+    let service = InProcess::start(on, &[product("a", 1)]).await;
     for (path, status) in [
         ("/nothing", 404),
         ("/api/v1/orders/not-an-id", 404),
@@ -199,3 +197,9 @@ async fn wrong_paths_methods_and_pages_are_problems_too() {
     assert!(allow.contains("GET") && allow.contains("POST"), "{allow}");
     service.stop_and_audit().await;
 }
+
+crate::on_both_stores!(
+    faulty_headers_are_refused_by_name_and_change_nothing,
+    faulty_bodies_are_refused_by_name_and_leave_the_key_free,
+    wrong_paths_methods_and_pages_are_problems_too,
+);

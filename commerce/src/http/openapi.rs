@@ -1,0 +1,36 @@
+//! The OpenAPI 3.1 document, made from the handlers and from the types that are the rows and
+//! the JSON.
+
+use axum::Json;
+use utoipa::OpenApi;
+use utoipa::openapi::OpenApi as Document;
+
+use super::{catalogue, orders, problem};
+
+/// What the document consists of.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "commerce",
+        description = "The order service behind the gateway"
+    ),
+    paths(
+        orders::place,
+        orders::list,
+        orders::show,
+        orders::cancel,
+        orders::pay,
+        orders::refund,
+        orders::events,
+        orders::payments,
+        catalogue::list,
+        catalogue::show,
+    ),
+    components(schemas(problem::ProblemDocument))
+)]
+struct Api;
+
+/// `GET /openapi.json`
+pub(super) async fn document() -> Json<Document> {
+    Json(Api::openapi())
+}
