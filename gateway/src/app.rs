@@ -25,12 +25,13 @@ use crate::{
     access_log::AccessLog,
     admin::{Admin, token::Token},
     attribution::Claims,
+    budget::{BudgetThread, Budgets},
     collector::{Collector, CollectorThread},
     config::{Attach, Config, KernelLog, ListenerIndex, Observe, PushSink, UpstreamIndex},
     connections::{self, Connections, Watcher, WatcherThread},
     export::{
-        ConfigMetrics, ConnectionMetrics, KernelTables, PushMetrics, RequestMetrics, WireMetrics,
-        WireView,
+        BudgetMetrics, ConfigMetrics, ConnectionMetrics, KernelTables, PushMetrics, RequestMetrics,
+        WireMetrics, WireView,
     },
     kernel::{self, AttachMode, Kernel, NamedEndpoint, Options, Watch},
     ledger::Ledger,
@@ -101,6 +102,20 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
         registry.register_collector(Box::new(PushMetrics::new(Arc::clone(&push_view))));
     }
     let pushes = Pushes::start(&config.push, &ledger, &push_view)?;
+    let budgets = Arc::new(Budgets::new(config.budgets.clone()));
+    let budget_thread = if config.budgets.is_empty() {
+        None
+    } else {
+        registry.register_collector(Box::new(BudgetMetrics::new(Arc::clone(&budgets))));
+        let prices = config.prices.clone();
+        let started = BudgetThread::start(
+            Arc::clone(&budgets),
+            ledger.clone(),
+            prices,
+            Arc::clone(&view),
+        );
+        Some(started.context("cannot start the budget thread")?)
+    };
     let retention = RetentionThread::start(ledger.clone(), config.retention, Arc::clone(&view))
         .context("cannot start the retention thread")?;
     let access_log = config
@@ -114,6 +129,7 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
         meter,
         metrics,
         access_log,
+        budgets,
     });
     let config = shared.generation.load().config.clone();
     let (connections, watcher) = watch_connections(&shared, watch, &mut registry)?;
@@ -156,6 +172,9 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
         watcher.stop();
     }
     pushes.stop();
+    if let Some(thread) = budget_thread {
+        thread.stop();
+    }
     retention.stop();
     if let Some(log) = &shared.access_log {
         log.close();

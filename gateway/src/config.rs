@@ -34,6 +34,7 @@ use http::Method;
 
 pub use flow_abi::Direction;
 
+use crate::budget::Budget;
 use crate::cost::{book::Book, usage::Way};
 use crate::ledger::{Place, Retention};
 use crate::money::{Currency, Rate};
@@ -68,6 +69,8 @@ pub struct Config {
     pub retention: Retention,
     /// Where usage events are pushed to.
     pub push: Vec<PushSink>,
+    /// What may be used, and what happens past it.
+    pub budgets: Vec<Budget>,
     /// The file as it was written: what two configurations are compared by, and what the admin
     /// port shows.
     pub text: Arc<str>,

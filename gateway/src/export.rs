@@ -1,11 +1,13 @@
 //! Out to operators: the metric vocabulary, request metrics, and the ledger's view of the wire.
 
+mod budget;
 mod config;
 mod connections;
 mod metrics;
 mod push;
 mod wire;
 
+pub use budget::BudgetMetrics;
 pub use config::ConfigMetrics;
 pub use connections::{ConnectionMetrics, KernelTables};
 pub use metrics::{RequestLabels, RequestMetrics};

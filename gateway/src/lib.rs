@@ -16,6 +16,7 @@ pub mod access_log;
 pub mod admin;
 pub mod app;
 pub mod attribution;
+pub mod budget;
 pub mod collector;
 pub mod config;
 pub mod connections;

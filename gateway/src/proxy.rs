@@ -26,6 +26,7 @@ use pingora::{
 
 use crate::{
     access_log::AccessLog,
+    budget::{Budgets, Decision},
     config::{ListenerIndex, Name, TenantRule},
     export::RequestMetrics,
     owner::Quality,
@@ -39,6 +40,8 @@ use upstream::Outcome;
 static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+/// On responses while a budget warns: its name, the share used, its period.
+const BUDGET_HEADER: &str = "x-edgemeter-budget";
 static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// What all listeners share for as long as the process lives. What a reload changes is in the
@@ -52,6 +55,8 @@ pub struct Shared {
     pub metrics: RequestMetrics,
     /// None when not configured.
     pub access_log: Option<AccessLog>,
+    /// What may be used.
+    pub budgets: Arc<Budgets>,
 }
 
 /// The proxy of one listener.
@@ -120,7 +125,7 @@ impl ProxyHttp for Gateway {
         record: &mut RequestRecord,
     ) -> Result<bool> {
         if record.route.is_some() {
-            return Ok(false);
+            return self.budget(session, record).await;
         }
         problem(
             session,
@@ -311,6 +316,9 @@ impl ProxyHttp for Gateway {
     ) -> Result<()> {
         record.status = response.status.as_u16();
         drop_what_connection_names(response);
+        if let Decision::Warn(text) = &record.budget {
+            response.insert_header(BUDGET_HEADER, text)?;
+        }
         if response.status == http::StatusCode::SWITCHING_PROTOCOLS {
             // The request had ended; what the client sends through the tunnel is its own again.
             record.resume_client();
@@ -326,11 +334,15 @@ impl ProxyHttp for Gateway {
         _end: bool,
         record: &mut RequestRecord,
     ) -> Result<Option<std::time::Duration>> {
+        let mut wait = None;
         if let Some(body) = body {
             record.response_body += PayloadBytes(body.len() as u64);
+            if let Decision::Throttle(pace) = &record.budget {
+                wait = Some(pace.wait(body.len() as u64, Instant::now()));
+            }
         }
         record.take_turn();
-        Ok(None)
+        Ok(wait)
     }
 
     async fn logging(
@@ -354,6 +366,26 @@ impl ProxyHttp for Gateway {
 }
 
 impl Gateway {
+    /// Whether a budget had the request answered.
+    async fn budget(&self, session: &mut Session, record: &mut RequestRecord) -> Result<bool> {
+        let Some(route) = &record.route else {
+            return Ok(false);
+        };
+        let budgets = &self.shared.budgets;
+        record.budget = budgets.decide(&route.name, &route.service, &record.tenant, Instant::now());
+        let Decision::Refuse {
+            budget,
+            retry_after,
+        } = &record.budget
+        else {
+            return Ok(false);
+        };
+        let seconds = retry_after.as_secs().to_string();
+        let what = format!("budget {budget} is used up");
+        problem_after(session, record, 429, &what, Some(seconds)).await?;
+        Ok(true)
+    }
+
     fn request_line(&self, session: &Session, generation: &Generation) -> RequestLine {
         let request = session.req_header();
         let id = request
@@ -450,11 +482,25 @@ async fn problem(
     status: u16,
     title: &'static str,
 ) -> Result<()> {
+    problem_after(session, record, status, title, None).await
+}
+
+/// The same, with the seconds after which another attempt has a chance.
+async fn problem_after(
+    session: &mut Session,
+    record: &mut RequestRecord,
+    status: u16,
+    title: &str,
+    retry_after: Option<String>,
+) -> Result<()> {
     let body = serde_json::json!({ "type": "about:blank", "title": title, "status": status });
     let body = Bytes::from(body.to_string());
     let mut header = ResponseHeader::build(status, Some(3))?;
     header.insert_header(header::CONTENT_TYPE, "application/problem+json")?;
     header.insert_header(header::CONTENT_LENGTH, body.len())?;
+    if let Some(seconds) = retry_after {
+        header.insert_header(header::RETRY_AFTER, seconds)?;
+    }
     record.status = status;
     record.take_turn();
     if session.req_header().method == http::Method::HEAD {

@@ -1,5 +1,6 @@
 //! Where the ledger is, for how long it keeps what, and whom it tells.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -7,8 +8,11 @@ use toml::Spanned;
 
 use super::Name;
 use super::check::{Checker, Seen};
-use super::raw::{Number, RawPush, RawRetention, Text};
+use super::raw::{Number, RawBudget, RawConfig, RawPush, RawRetention, Text};
+use crate::budget::{Action, Budget, Limit, PeriodKind, Scope};
+use crate::cost::calendar::Zone;
 use crate::ledger::{Place, Retention, outbox::Sink};
+use crate::money::Nanos;
 use crate::push::Secrets;
 
 const SECONDS_A_DAY: u64 = 86_400;
@@ -227,6 +231,161 @@ impl Checker<'_> {
             dedupe: Duration::from_secs(dedupe?.unsigned_abs()),
             keep: Duration::from_secs(keep?.unsigned_abs() * SECONDS_A_DAY),
         })
+    }
+
+    pub(super) fn budgets(&mut self, raw: &RawConfig) -> Option<Vec<Budget>> {
+        let mut names = Seen::default();
+        let mut budgets = Vec::new();
+        for (index, budget) in raw.budgets.iter().enumerate() {
+            let here = format!("budgets[{index}]");
+            let name =
+                self.unique_name(&mut names, &budget.get_ref().name, &format!("{here}.name"));
+            budgets.push(self.budget(raw, budget, &here, name));
+        }
+        budgets.into_iter().collect()
+    }
+
+    fn budget(
+        &mut self,
+        all: &RawConfig,
+        raw: &Spanned<RawBudget>,
+        here: &str,
+        name: Option<Name>,
+    ) -> Option<Budget> {
+        let at = raw.span();
+        let raw = raw.get_ref();
+        let kinds = [("day", PeriodKind::Day), ("month", PeriodKind::Month)];
+        let period = self.choice(&raw.period, &format!("{here}.period"), &kinds);
+        let limit = self.limit(all, raw, at, here);
+        let known = all
+            .routes
+            .iter()
+            .map(|route| route.get_ref().name.get_ref().as_str());
+        let known: Vec<&str> = known.collect();
+        let routes = self.names(raw.routes.as_ref(), &format!("{here}.routes"), Some(&known));
+        let services = self.names(raw.services.as_ref(), &format!("{here}.services"), None);
+        let tenants = self.names(raw.tenants.as_ref(), &format!("{here}.tenants"), None);
+        let zone = self.zone(raw.timezone.as_ref(), &format!("{here}.timezone"));
+        let warn_percent =
+            self.percents(raw.warn_percent.as_ref(), &format!("{here}.warn_percent"));
+        let action = self.choice_or(
+            raw.action.as_ref(),
+            &format!("{here}.action"),
+            &[
+                ("none", Action::None),
+                ("warn", Action::Warn),
+                ("throttle", Action::Throttle),
+                ("refuse", Action::Refuse),
+            ],
+        );
+        let field = format!("{here}.throttle_bytes_per_second");
+        let throttle = raw.throttle_bytes_per_second.as_ref();
+        if let Some(number) = throttle.filter(|_| action.is_some_and(|a| a != Action::Throttle)) {
+            let fix = "write `action = \"throttle\"` or delete it";
+            self.report(number.span(), &field, "is not used by this action", fix);
+        }
+        let throttle = self.number(throttle, &field, 1_000..=1_000_000_000_000, 1_000_000);
+        Some(Budget {
+            name: name?,
+            scope: Scope {
+                routes: routes?,
+                services: services?,
+                tenants: tenants?,
+            },
+            limit: limit?,
+            period: period?,
+            zone: zone?,
+            warn_percent: warn_percent?,
+            action: action?,
+            throttle_bytes_per_second: throttle?,
+        })
+    }
+
+    fn limit(
+        &mut self,
+        all: &RawConfig,
+        raw: &RawBudget,
+        at: Range<usize>,
+        here: &str,
+    ) -> Option<Limit> {
+        match (&raw.limit_bytes, &raw.limit_money) {
+            (Some(number), None) => {
+                let field = format!("{here}.limit_bytes");
+                let bytes = self.number::<i64>(Some(number), &field, 1..=i64::MAX, 1);
+                bytes.map(|bytes| Limit::Bytes(bytes.into()))
+            }
+            (None, Some(text)) => {
+                let field = format!("{here}.limit_money");
+                if all.prices.is_none() {
+                    let fix = "add a [prices] table, or write `limit_bytes`";
+                    self.report(text.span(), field, "has no prices to be reached by", fix);
+                    return None;
+                }
+                let money = self.parsed::<Nanos>(text, &field)?;
+                if money.0 <= 0 {
+                    self.report(text.span(), field, "is not more than nothing", "write more");
+                    return None;
+                }
+                Some(Limit::Money(money))
+            }
+            _ => {
+                let wrong = "needs exactly one of `limit_bytes` and `limit_money`";
+                let fix = "write such as `limit_bytes = 1000000000000`";
+                self.report(at, here, wrong, fix);
+                None
+            }
+        }
+    }
+
+    fn names(
+        &mut self,
+        list: Option<&Spanned<Vec<Text>>>,
+        field: &str,
+        known: Option<&[&str]>,
+    ) -> Option<Vec<Name>> {
+        let Some(list) = list else {
+            return Some(Vec::new());
+        };
+        self.list(
+            list.get_ref(),
+            list.span(),
+            field,
+            |checker, text, field| {
+                if let Some(known) = known {
+                    checker.reference(text, field, "route", known)?;
+                }
+                checker.name(text.get_ref(), text.span(), field)
+            },
+        )
+    }
+
+    fn zone(&mut self, text: Option<&Text>, field: &str) -> Option<Zone> {
+        let Some(text) = text else {
+            return Some(Zone::utc());
+        };
+        let zone = Zone::new(text.get_ref());
+        if zone.is_none() {
+            let wrong = format!("\"{}\" is not a time zone", text.get_ref());
+            let fix = "write a name of the IANA database, such as \"Asia/Shanghai\"";
+            self.report(text.span(), field, wrong, fix);
+        }
+        zone
+    }
+
+    fn percents(&mut self, list: Option<&Spanned<Vec<Number>>>, field: &str) -> Option<Vec<i64>> {
+        let Some(list) = list else {
+            return Some(vec![80]);
+        };
+        let numbers = list.get_ref().iter().enumerate();
+        let numbers: Vec<Option<i64>> = numbers
+            .map(|(index, number)| {
+                self.number(Some(number), &format!("{field}[{index}]"), 1..=100, 1)
+            })
+            .collect();
+        let mut numbers = numbers.into_iter().collect::<Option<Vec<i64>>>()?;
+        numbers.sort_unstable();
+        numbers.dedup();
+        Some(numbers)
     }
 
     fn url(&mut self, text: &Text, field: &str) -> Option<String> {

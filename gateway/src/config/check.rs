@@ -65,6 +65,7 @@ impl Checker<'_> {
         let traffic = self.traffic(raw, admin.as_ref().map(|admin| admin.listen));
         let retention = self.retention(&raw.retention);
         let push = self.push(&raw.push);
+        let budgets = self.budgets(raw);
         let prices = match &raw.prices {
             Some(raw) => self.prices(raw.span(), raw.get_ref()).map(Some),
             None => Some(None),
@@ -81,6 +82,7 @@ impl Checker<'_> {
             prices: prices?,
             retention: retention?,
             push: push?,
+            budgets: budgets?,
             text: self.source.text.into(),
         })
     }
@@ -416,7 +418,7 @@ impl<'a> Checker<'a> {
     }
 
     /// The first choice is the default.
-    fn choice_or<T: Copy>(
+    pub(super) fn choice_or<T: Copy>(
         &mut self,
         raw: Option<&Text>,
         field: &str,

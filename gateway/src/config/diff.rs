@@ -13,6 +13,7 @@ use toml::{Table, Value};
 const RESTART: &[(&str, &str)] = &[
     ("gateway", "threads and the ledger belong to the process"),
     ("retention", "the ledger's upkeep belongs to the process"),
+    ("budgets", "what they used is known to the process"),
     ("push", "sinks are fixed when the ledger is opened"),
     ("admin", "the admin port is bound once"),
     ("observe", "the kernel programs are attached once"),

@@ -33,6 +33,8 @@ pub(super) struct RawConfig {
     pub(super) retention: RawRetention,
     #[serde(default)]
     pub(super) push: Vec<Spanned<RawPush>>,
+    #[serde(default)]
+    pub(super) budgets: Vec<Spanned<RawBudget>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -52,6 +54,22 @@ pub(super) struct RawRetention {
     pub(super) minutes_for_days: Option<Number>,
     pub(super) hours_for_days: Option<Number>,
     pub(super) days_for_days: Option<Number>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawBudget {
+    pub(super) name: Text,
+    pub(super) period: Text,
+    pub(super) limit_bytes: Option<Number>,
+    pub(super) limit_money: Option<Text>,
+    pub(super) routes: Option<Spanned<Vec<Text>>>,
+    pub(super) services: Option<Spanned<Vec<Text>>>,
+    pub(super) tenants: Option<Spanned<Vec<Text>>>,
+    pub(super) timezone: Option<Text>,
+    pub(super) warn_percent: Option<Spanned<Vec<Number>>>,
+    pub(super) action: Option<Text>,
+    pub(super) throttle_bytes_per_second: Option<Number>,
 }
 
 #[derive(Deserialize)]

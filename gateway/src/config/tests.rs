@@ -37,6 +37,24 @@ timeout_ms = 10000
 dedupe_seconds = 86400
 keep_days = 35
 
+[[budgets]]
+name = "acme-month"
+period = "month"
+limit_money = "500.00"
+routes = ["orders-create"]
+services = ["commerce"]
+tenants = ["acme"]
+timezone = "Asia/Shanghai"
+warn_percent = [50, 80, 95]
+action = "warn"
+
+[[budgets]]
+name = "all-day"
+period = "day"
+limit_bytes = 1000000000000
+action = "throttle"
+throttle_bytes_per_second = 1000000
+
 [admin]
 listen = "127.0.0.1:9901"
 token_file = "/var/lib/edgemeter/admin.token"

@@ -315,7 +315,13 @@ impl Checker<'_> {
     }
 
     /// The position of the name among the known ones.
-    fn reference(&mut self, text: &Text, field: &str, what: &str, known: &[&str]) -> Option<usize> {
+    pub(super) fn reference(
+        &mut self,
+        text: &Text,
+        field: &str,
+        what: &str,
+        known: &[&str],
+    ) -> Option<usize> {
         let written = text.get_ref().as_str();
         let position = known.iter().position(|&name| name == written);
         if position.is_none() {

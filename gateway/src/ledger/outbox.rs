@@ -73,8 +73,10 @@ pub struct Event {
     pub owner_id: OwnerId,
     /// Whose bytes.
     pub owner: Owner,
-    /// Peer class number.
+    /// Number of the class of the remote addresses.
     pub class: u32,
+    /// Its name; empty when it has none.
+    pub class_name: String,
     /// Direction.
     pub direction: Direction,
     /// Start of the window, Unix seconds.
@@ -153,7 +155,7 @@ pub(super) fn collect(
     }
     let mut sums: BTreeMap<(OwnerId, u32, Direction), i64> = BTreeMap::new();
     for (key, amount) in &tick.postings.amounts {
-        let class = class_of(key);
+        let class = super::store::class_of(key);
         *sums.entry((key.owner, class, key.direction)).or_default() += amount.wire_bytes;
     }
     for sink in sinks {
@@ -179,11 +181,6 @@ pub(super) fn collect(
         close(statements, gateway, sink, tick)?;
     }
     Ok(())
-}
-
-/// The class of a posting.
-fn class_of(_key: &crate::attribution::PostingKey) -> u32 {
-    0
 }
 
 /// Turns what is in windows that are over into events.
@@ -268,8 +265,9 @@ fn close(
 
 const EVENT: &str = "SELECT e.seq, e.owner, e.class, e.direction, e.window_start,
     e.window_seconds, e.epoch, e.wire_bytes, e.first_sent, w.kind, w.leg, w.endpoint, w.route,
-    w.service, w.tenant, w.quality
- FROM usage_event e LEFT JOIN owner w ON w.gateway = e.gateway AND w.id = e.owner";
+    w.service, w.tenant, w.quality, COALESCE(c.name, '')
+ FROM usage_event e LEFT JOIN owner w ON w.gateway = e.gateway AND w.id = e.owner
+      LEFT JOIN class c ON c.gateway = e.gateway AND c.id = e.class";
 
 fn event(row: &Row) -> Result<Event, SqlError> {
     let owner_id = OwnerId(row.small(1)?);
@@ -283,6 +281,7 @@ fn event(row: &Row) -> Result<Event, SqlError> {
             owner(row, 9)?
         },
         class: row.small(2)?,
+        class_name: row.text(16)?.to_owned(),
         direction: direction(row.int(3)?),
         window_start: row.int(4)?,
         window_seconds: row.int(5)?,

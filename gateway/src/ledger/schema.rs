@@ -27,6 +27,14 @@ CREATE TABLE owner (
     PRIMARY KEY (gateway, id)
 ) STRICT, WITHOUT ROWID;
 
+-- Numbers of classes of remote addresses. Append only, as owners are; 0 is in no class.
+CREATE TABLE class (
+    gateway BIGINT NOT NULL,
+    id      BIGINT NOT NULL,
+    name    TEXT NOT NULL,
+    PRIMARY KEY (gateway, id)
+) STRICT, WITHOUT ROWID;
+
 -- Lifetimes of the kernel maps: counters start at zero with each. `tick` counts the commits: a
 -- poster that does not know the last one posts nothing.
 CREATE TABLE epoch (

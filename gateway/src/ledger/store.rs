@@ -17,7 +17,7 @@ use super::{
     sqlite::Sqlite,
 };
 use crate::{
-    attribution::{Amount, Postings, Watermarks},
+    attribution::{Amount, PostingKey, Postings, Watermarks},
     owner::{Leg, Owner, OwnerId, OwnerKind, OwnerStore, Quality, StoreError},
 };
 
@@ -212,6 +212,61 @@ impl Ledger {
             rows.iter()
                 .map(|row| Ok((OwnerId(row.small(0)?), owner(row, 1)?)))
                 .collect()
+        })
+    }
+
+    /// All classes of remote addresses this gateway ever numbered.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    pub fn class_names(&self) -> Result<Vec<(u32, String)>, LedgerError> {
+        let gateway = self.inner.gateway;
+        self.read(|statements| {
+            let sql = "SELECT id, name FROM class WHERE gateway = ?1 ORDER BY id";
+            let rows = statements.query(sql, values![gateway])?;
+            rows.iter()
+                .map(|row| Ok((row.small(0)?, row.text(1)?.to_owned())))
+                .collect()
+        })
+    }
+
+    /// Stores a class's name durably; returns only then.
+    ///
+    /// # Errors
+    /// The ledger cannot be written; the number must not be used.
+    pub fn name_class(&self, id: u32, name: &str) -> Result<(), StoreError> {
+        let gateway = self.inner.gateway;
+        self.write(|statements| {
+            statements.execute(
+                "INSERT INTO class VALUES (?1, ?2, ?3)",
+                values![gateway, id, name],
+            )
+        })
+        .map(|_| ())
+        .map_err(|error| StoreError(error.to_string()))
+    }
+
+    /// Begins a lifetime of the kernel maps, before anything is attached to them. What they hold
+    /// when the ledger has never seen them was posted elsewhere, or never will be: it becomes the
+    /// opening watermarks. Returns false when the ledger knows the lifetime already.
+    ///
+    /// # Errors
+    /// The ledger cannot be written, or the lifetime is another gateway's: do not attach, bytes
+    /// could not be told from older ones.
+    pub fn begin_epoch(&self, epoch: &str, opening: &Watermarks) -> Result<bool, LedgerError> {
+        let gateway = self.inner.gateway;
+        self.write(|statements| {
+            if epoch_of(statements, gateway, epoch)?.is_some() {
+                return Ok(false);
+            }
+            let id = new_epoch(statements, gateway, epoch)?;
+            for (key, value) in &opening.accounts {
+                mark(statements, gateway, id, key, value)?;
+            }
+            for (ifindex, cells) in &opening.interfaces {
+                mark_cells(statements, gateway, id, *ifindex, cells)?;
+            }
+            Ok(true)
         })
     }
 
@@ -443,6 +498,19 @@ fn epoch_of(
     Ok(Some((row.int(1)?, row.int(2)?)))
 }
 
+fn new_epoch(statements: &mut dyn Statements, gateway: i64, epoch: &str) -> Result<i64, SqlError> {
+    let last = statements.one(
+        "SELECT MAX(id) FROM epoch WHERE gateway = ?1",
+        values![gateway],
+    )?;
+    let id = last.map_or(Ok(0), |row| row.sum(0))? + 1;
+    statements.execute(
+        "INSERT INTO epoch VALUES (?1, ?2, ?3, 0)",
+        values![gateway, id, epoch],
+    )?;
+    Ok(id)
+}
+
 /// Counts the tick; fails when it is not the one that follows the last one committed.
 fn advance(
     statements: &mut dyn Statements,
@@ -451,18 +519,7 @@ fn advance(
 ) -> Result<i64, SqlError> {
     let id = match epoch_of(statements, gateway, tick.epoch)? {
         Some((id, _)) => id,
-        None => {
-            let last = statements.one(
-                "SELECT MAX(id) FROM epoch WHERE gateway = ?1",
-                values![gateway],
-            )?;
-            let id = last.map_or(Ok(0), |row| row.sum(0))? + 1;
-            statements.execute(
-                "INSERT INTO epoch VALUES (?1, ?2, ?3, 0)",
-                values![gateway, id, tick.epoch],
-            )?;
-            id
-        }
+        None => new_epoch(statements, gateway, tick.epoch)?,
     };
     let counted = statements.execute(
         "UPDATE epoch SET tick = tick + 1 WHERE gateway = ?1 AND id = ?2 AND tick = ?3",
@@ -500,7 +557,7 @@ fn post_amounts(
                 interface(tick, key.ifindex),
                 key.direction as u32,
                 key.owner.0,
-                0_i64,
+                class_of(key),
                 amount.wire_bytes,
                 amount.frames,
                 amount.l4_payload_bytes,
@@ -529,9 +586,37 @@ fn mark(
             epoch,
             key.owner,
             key.ifindex,
-            0_i64,
+            class_of_account(key),
             blob(&account_words(value)),
         ],
+    )?;
+    Ok(())
+}
+
+/// The class of a posting's remote addresses.
+pub(super) fn class_of(_key: &PostingKey) -> u32 {
+    0
+}
+
+/// The same for a kernel account.
+fn class_of_account(_key: &AccountKey) -> u32 {
+    0
+}
+
+fn mark_cells(
+    statements: &mut dyn Statements,
+    gateway: i64,
+    epoch: i64,
+    ifindex: u32,
+    cells: &InterfaceCells,
+) -> Result<(), SqlError> {
+    let cells = cells.cells.iter().flatten();
+    let words: Vec<u64> = cells.flat_map(|cell| [cell.bytes, cell.frames]).collect();
+    statements.execute(
+        "INSERT INTO cell_mark VALUES (?1, ?2, ?3, ?4)
+         ON CONFLICT (gateway, epoch, ifindex)
+         DO UPDATE SET counters = excluded.counters",
+        values![gateway, epoch, ifindex, blob(&words)],
     )?;
     Ok(())
 }
@@ -565,18 +650,7 @@ fn post_cells(
             && let Some(cells) = tick.watermarks.interfaces.get(&key.ifindex)
         {
             marked = Some(key.ifindex);
-            let words: Vec<u64> = cells
-                .cells
-                .iter()
-                .flatten()
-                .flat_map(|cell| [cell.bytes, cell.frames])
-                .collect();
-            statements.execute(
-                "INSERT INTO cell_mark VALUES (?1, ?2, ?3, ?4)
-                 ON CONFLICT (gateway, epoch, ifindex)
-                 DO UPDATE SET counters = excluded.counters",
-                values![gateway, epoch, key.ifindex, blob(&words)],
-            )?;
+            mark_cells(statements, gateway, epoch, key.ifindex, cells)?;
         }
     }
     Ok(())

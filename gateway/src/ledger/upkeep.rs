@@ -18,9 +18,10 @@ use super::{
 };
 
 /// Tables in the order they are written and read, with how many columns each has.
-const TABLES: [(&str, usize); 11] = [
+const TABLES: [(&str, usize); 12] = [
     ("gateway", 2),
     ("owner", 9),
+    ("class", 3),
     ("epoch", 4),
     ("account_mark", 6),
     ("cell_mark", 4),

@@ -51,8 +51,10 @@ fn owned(
     }
     let nobody = Owner::foreign();
     let rows = statements.query(
-        "SELECT gateway, grain, start, interface, direction, owner, class, wire_bytes
-         FROM posting WHERE start >= ?1 AND start < ?2",
+        "SELECT p.gateway, p.grain, p.start, p.interface, p.direction, p.owner,
+                COALESCE(c.name, ''), p.wire_bytes
+         FROM posting p LEFT JOIN class c ON c.gateway = p.gateway AND c.id = p.class
+         WHERE p.start >= ?1 AND p.start < ?2",
         values![range.start, range.end],
     )?;
     for row in rows {
@@ -67,7 +69,7 @@ fn owned(
                     _ => owner.leg.into(),
                 },
                 way: direction(row.int(4)?).into(),
-                class: String::new(),
+                class: row.text(6)?.to_owned(),
                 kind: owner.kind.into(),
                 endpoint: owner.endpoint.clone(),
                 route: owner.route.clone(),

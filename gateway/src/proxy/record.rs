@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     access_log::{Entry, Leg as LoggedLeg, Outcome},
+    budget::Decision,
     config::UpstreamIndex,
     export::RequestLabels,
     owner::{OwnerId, Quality},
@@ -43,6 +44,7 @@ pub struct RequestRecord {
     pub(super) response_body: PayloadBytes,
     pub(super) error: Option<String>,
     pub(super) upstream_connected: Option<Duration>,
+    pub(super) budget: Decision,
 }
 
 /// What the client asked, as it goes to the access log.
@@ -96,6 +98,7 @@ impl RequestRecord {
             response_body: PayloadBytes(0),
             error: None,
             upstream_connected: None,
+            budget: Decision::Allow,
         }
     }
 

@@ -117,7 +117,7 @@ impl Delivery {
         }
         let events = batch.events.iter();
         let events: Vec<_> = events
-            .map(|event| cloud_event(event, &self.source, class(event.class)))
+            .map(|event| cloud_event(event, &self.source))
             .collect();
         let body = serde_json::Value::Array(events).to_string();
         let verdict = self.sender.send(&self.batch_id(&batch), now, &body);
@@ -243,11 +243,6 @@ pub(super) fn backoff(failures: u32, random: u64) -> Duration {
     let half = full / 2;
     let millis = u64::try_from(half.as_millis()).unwrap_or(u64::MAX).max(1);
     half + Duration::from_millis(random % millis)
-}
-
-/// The name of a peer class.
-fn class(_number: u32) -> &'static str {
-    "none"
 }
 
 fn now() -> i64 {

@@ -46,7 +46,7 @@ pub fn id(event: &Event) -> String {
 
 /// The event as JSON.
 #[must_use]
-pub fn cloud_event(event: &Event, source: &str, class: &str) -> Value {
+pub fn cloud_event(event: &Event, source: &str) -> Value {
     let owner = &event.owner;
     json!({
         "specversion": "1.0",
@@ -65,7 +65,7 @@ pub fn cloud_event(event: &Event, source: &str, class: &str) -> Value {
             "tenant": owner.tenant,
             "endpoint": owner.endpoint,
             "leg": owner.leg.as_str(),
-            "class": class,
+            "class": if event.class_name.is_empty() { "none" } else { &event.class_name },
             "direction": direction(event.direction),
             "quality": owner.quality.as_str(),
             "window_seconds": event.window_seconds.to_string(),

@@ -36,7 +36,9 @@ fn every_panel_and_rule_asks_for_metrics_that_exist() {
         &Setup {
             priced: true,
             // Nobody listens there: the metrics of a sink that is away.
-            extra: "[[push]]\nname = \"bill\"\nurl = \"http://127.0.0.1:9/\"\n".into(),
+            extra: "[[push]]\nname = \"bill\"\nurl = \"http://127.0.0.1:9/\"\n\
+                    [[budgets]]\nname = \"all\"\nperiod = \"day\"\nlimit_bytes = 1000000000\n"
+                .into(),
             ..Setup::default()
         },
     );

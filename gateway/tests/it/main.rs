@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod billing;
+mod budgets;
 mod connections;
 mod cost;
 mod dashboards;

@@ -28,6 +28,7 @@ impl Fit {
             prices: _,
             retention: _,
             push: _,
+            budgets,
             text: _,
             listeners,
             upstreams,
@@ -36,7 +37,9 @@ impl Fit {
         let wanted = gateway.lane == Lane::Auto;
         let routes = routes.iter().map(|route| {
             let upstream = upstreams.get(route.upstream.0);
-            wanted && route_fits(route) && upstream.is_some_and(upstream_fits)
+            // Warnings, pace and refusals are the full lane's.
+            let acted_on = budgets.iter().any(|budget| budget.may_act_on(route));
+            wanted && !acted_on && route_fits(route) && upstream.is_some_and(upstream_fits)
         });
         Self {
             listeners: listeners
