@@ -27,14 +27,14 @@ use crate::{
     attribution::Claims,
     budget::{BudgetThread, Budgets},
     collector::{Collector, CollectorThread},
-    config::{Attach, Config, KernelLog, ListenerIndex, Observe, PushSink, UpstreamIndex},
+    config::{self, Attach, Config, KernelLog, ListenerIndex, Observe, PushSink, UpstreamIndex},
     connections::{self, Connections, Watcher, WatcherThread},
     export::{
         BudgetMetrics, ConfigMetrics, ConnectionMetrics, KernelTables, PushMetrics, RequestMetrics,
         WireMetrics, WireView,
     },
     kernel::{self, AttachMode, Kernel, NamedEndpoint, Options, Watch},
-    ledger::Ledger,
+    ledger::{Fault, Ledger},
     owner::Owners,
     proxy::{
         Gateway, Shared,
@@ -62,15 +62,25 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
             config.gateway.state_dir.display()
         )
     })?;
-    let ledger = Ledger::open_at(&config.gateway.ledger, &config.gateway.id)?;
-    let _posting_alone = ledger.take()?;
+    let (ledger, unusable) = open_ledger(&config)?;
+    let _posting_alone = match &unusable {
+        None => Some(ledger.take()?),
+        Some(_) => None,
+    };
     ledger.push_to(config.push.iter().map(PushSink::outbox).collect());
     let push_view = PushView::default();
     let owners = Arc::new(Owners::new(ledger.owners()?, Box::new(ledger.clone())));
     let claims = Arc::new(Claims::default());
     let view = Arc::new(Mutex::new(WireView::default()));
 
-    let observed = observe(&config, &owners, &claims)?;
+    let observed = match unusable {
+        // The programs of an earlier start count on, and nobody takes them over.
+        Some(reason) => {
+            lock(&view).ledger_error = Some(reason.clone());
+            Err(reason)
+        }
+        None => observe(&config, &owners, &claims)?,
+    };
     if let Err(reason) = &observed {
         lock(&view).degraded = Some(reason.clone());
         lock(&view).balances = ledger.balances()?;
@@ -181,6 +191,23 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
     }
     log::info!("stopped");
     Ok(())
+}
+
+/// The ledger; or one that stands in for it, and why: then the gateway serves and meters nothing.
+fn open_ledger(config: &Config) -> anyhow::Result<(Ledger, Option<String>)> {
+    let config::Gateway { ledger, id, .. } = &config.gateway;
+    let required = config
+        .observe
+        .as_ref()
+        .is_none_or(|observe| observe.required);
+    match Ledger::open_at(ledger, id) {
+        Ok(ledger) => Ok((ledger, None)),
+        Err(error) if !required && error.fault != Fault::Other => {
+            log::error!("{error}");
+            Ok((Ledger::stand_in(ledger, id)?, Some(error.to_string())))
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 struct Observed {

@@ -35,6 +35,8 @@ pub struct Collector {
     view: Arc<Mutex<WireView>>,
     interfaces: HashMap<u32, String>,
     ticks: u64,
+    /// Why the ledger cannot be written, as logged.
+    failing: Option<String>,
 }
 
 /// The running thread.
@@ -73,6 +75,7 @@ impl Collector {
             view,
             interfaces,
             ticks: 0,
+            failing: None,
         })
     }
 
@@ -123,14 +126,22 @@ impl Collector {
             .poster
             .post(&counters, &claims, unix_seconds, &self.interfaces);
         if let Some(error) = &posted.failure {
-            log::error!("{error}; metering goes on, a later tick posts these bytes");
+            let error = error.to_string();
+            // Ten times a second the same line says no more.
+            if self.failing.as_ref() != Some(&error) {
+                log::error!("{error}; metering goes on, a later tick posts these bytes");
+                self.failing = Some(error.clone());
+            }
             if posted.postings.is_empty() {
                 self.publish(|view| {
                     view.commit_failures += 1;
-                    view.ledger_error = Some(error.to_string());
+                    view.ledger_error = Some(error);
                 });
                 return;
             }
+        }
+        if posted.failure.is_none() && self.failing.take().is_some() {
+            log::info!("the ledger is written again; everything is posted");
         }
         for regression in &posted.regressions {
             log::error!("{regression}");

@@ -28,6 +28,12 @@ impl Sqlite {
         Self::checked(connection, path)
     }
 
+    /// One that is gone with the process.
+    pub(super) fn in_memory() -> Result<Self, SqlError> {
+        let connection = Connection::open_in_memory().map_err(|error| refused(&error))?;
+        Self::checked(connection, Path::new(":memory:"))
+    }
+
     fn checked(connection: Connection, path: &Path) -> Result<Self, SqlError> {
         let verdict: String = connection
             .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))

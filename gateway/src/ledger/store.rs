@@ -122,6 +122,16 @@ impl Ledger {
         Self::over(database, place.clone(), gateway)
     }
 
+    /// Stands in for a ledger that cannot be used, so that the gateway can serve: what it is told
+    /// is gone with the process. Nothing may be metered into it.
+    ///
+    /// # Errors
+    /// There is no memory.
+    pub fn stand_in(place: &Place, gateway: &str) -> Result<Self, LedgerError> {
+        let database = Sqlite::in_memory().map_err(|error| wrap(place, error))?;
+        Self::over(Box::new(database), Place::File(":memory:".into()), gateway)
+    }
+
     /// A ledger over a database: tests put theirs in between.
     pub(crate) fn over(
         mut database: Box<dyn Database>,

@@ -12,6 +12,7 @@ mod cost;
 mod dashboards;
 mod degraded;
 mod differential;
+mod disk;
 mod harness;
 mod kernel;
 mod lanes;
