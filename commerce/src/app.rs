@@ -10,14 +10,21 @@ use std::time::Duration;
 use axum::serve::ListenerExt as _;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinSet;
 
 use crate::catalogue::{self, SeedError};
 use crate::command::pay::Provider;
 use crate::config::Config;
+use crate::gate::Gate;
 use crate::http::{self, Drain, Shared};
 use crate::metrics::Metrics;
+use crate::provider;
+use crate::relay::deliver::Client;
+use crate::relay::{self, sink};
+use crate::store::sql::Backend;
 use crate::store::{Limits, Store, StoreError, WriterThread};
+use crate::webhook::{Secret, WebhookError};
 
 /// A service that has its port and its database, and is about to answer.
 pub struct Service {
@@ -25,6 +32,7 @@ pub struct Service {
     address: SocketAddr,
     shared: Shared,
     writer: WriterThread,
+    background: Background,
     drain_announce: Duration,
     drain_timeout: Duration,
 }
@@ -53,6 +61,7 @@ impl Service {
             .await
             .map_err(std::io::Error::other)
             .map_err(StoreError::Thread)??;
+        let background = Background::start(config, &store, &metrics).await?;
         let bind = |error| ServiceError::Bind(config.listen, error);
         let listener = TcpListener::bind(config.listen).await.map_err(bind)?;
         let address = listener.local_addr().map_err(bind)?;
@@ -64,8 +73,12 @@ impl Service {
                 metrics,
                 drain: Drain::default(),
                 hold: config.hold,
-                provider: Provider::Immediate,
+                provider: background.provider,
+                provider_secret: background.secret.clone(),
+                gate: background.gate.clone(),
+                sinks: background.sinks.clone(),
             },
+            background,
             writer,
             drain_announce: config.drain_announce,
             drain_timeout: config.drain_timeout,
@@ -117,6 +130,7 @@ impl Service {
                 }
             }
         };
+        self.background.stop().await;
         // Whatever happened to the server, what was queued is committed.
         let stopped = self.writer.stop().await;
         served
@@ -126,6 +140,102 @@ impl Service {
         stopped?;
         tracing::info!("stopped");
         Ok(())
+    }
+}
+
+/// What runs beside the requests: relays, questions to the provider, the gate's loading.
+struct Background {
+    tasks: JoinSet<()>,
+    stop: watch::Sender<bool>,
+    provider: Provider,
+    secret: Option<Secret>,
+    gate: Option<Gate>,
+    sinks: watch::Sender<u64>,
+}
+
+impl Background {
+    async fn start(
+        config: &Config,
+        store: &Store,
+        metrics: &Metrics,
+    ) -> Result<Self, ServiceError> {
+        let secret = config
+            .shared_secret
+            .as_deref()
+            .map(Secret::parse)
+            .transpose()?;
+        if config.provider_url.is_some() && secret.is_none() {
+            return Err(ServiceError::NoSecret);
+        }
+        let signs = match &config.shared_secret {
+            Some(secret) => secret.clone(),
+            None => Secret::generate(),
+        };
+        for (kind, url) in [
+            (sink::Kind::Risk, &config.risk_url),
+            (sink::Kind::Provider, &config.provider_url),
+        ] {
+            if let Some(url) = url {
+                let (url, secret) = (url.clone(), signs.clone());
+                store
+                    .run_patiently(sink::Configure { kind, url, secret })
+                    .await?;
+            }
+        }
+        let client =
+            Client::new(store.backend() == Backend::Postgres).map_err(StoreError::Thread)?;
+        let check_after_ms = i64::try_from(config.provider_check.as_millis()).unwrap_or(i64::MAX);
+        let provider = match config.provider_url {
+            Some(_) => Provider::External { check_after_ms },
+            None => Provider::Immediate,
+        };
+        let (stop, sinks) = (watch::channel(false).0, watch::channel(0).0);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(relay::run(
+            store.clone(),
+            metrics.clone(),
+            client.clone(),
+            sinks.subscribe(),
+            stop.subscribe(),
+        ));
+        if let Some(url) = config.provider_url.clone() {
+            tasks.spawn(provider::reconcile(
+                store.clone(),
+                metrics.clone(),
+                client.http().clone(),
+                url,
+                provider,
+                stop.subscribe(),
+            ));
+        }
+        let mut gate = None;
+        if let Some(url) = &config.gate_url {
+            let connected = Gate::connect(url, "0", metrics.clone())?;
+            tasks.spawn(
+                connected
+                    .clone()
+                    .keep_loaded(store.clone(), stop.subscribe()),
+            );
+            gate = Some(connected);
+        }
+        Ok(Self {
+            tasks,
+            stop,
+            provider,
+            secret,
+            gate,
+            sinks,
+        })
+    }
+
+    /// Ends the tasks. What a sink had not acknowledged stays in the outbox.
+    async fn stop(mut self) {
+        self.stop.send_replace(true);
+        while let Some(ended) = self.tasks.join_next().await {
+            if let Err(error) = ended {
+                tracing::error!(%error, "a background task failed");
+            }
+        }
     }
 }
 
@@ -153,6 +263,15 @@ pub enum ServiceError {
     /// The database could not be opened, or not be closed cleanly.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// `--shared-secret` is no secret.
+    #[error("--shared-secret: {0}")]
+    Secret(#[from] WebhookError),
+    /// A provider whose callbacks nobody could believe.
+    #[error("--provider-url needs --shared-secret, which signs the callbacks; fix: add it")]
+    NoSecret,
+    /// `--gate` is no address.
+    #[error("--gate: {0}; fix: write redis://host:port/")]
+    Gate(#[from] redis::RedisError),
     /// The port could not be opened.
     #[error("listening on {0}: {1}")]
     Bind(SocketAddr, std::io::Error),

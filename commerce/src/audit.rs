@@ -199,7 +199,8 @@ const CHECKS: &[Check] = &[
         count: "SELECT count(*) FROM sink",
         violations: "
             SELECT 'event ' || e.event_id || ' was never queued for sink ' || s.id
-            FROM sink AS s JOIN outbox AS e ON s.principal IS NULL OR s.principal = e.principal
+            FROM sink AS s JOIN outbox AS e ON (s.principal IS NULL OR s.principal = e.principal)
+                AND (s.kind <> 'provider' OR e.topic IN ('payment.requested', 'refund.requested'))
             LEFT JOIN delivery AS d ON d.sink = s.id AND d.event_id = e.event_id
             WHERE d.seq IS NULL AND e.at_ms > s.created_at_ms AND s.deleted_at_ms IS NULL",
     },

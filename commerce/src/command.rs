@@ -139,7 +139,7 @@ pub fn change(
     if changed != 1 {
         return Err(StoreError::Inconsistent("an order changed while locked"));
     }
-    let json = serde_json::to_string(order)?;
+    let json = tx.json(order)?;
     event::emit(tx, topic, order, origin, json.clone())?;
     Ok(json)
 }

@@ -25,6 +25,37 @@ pub enum Command {
     Serve(ServeArguments),
     /// Prove that a database keeps its promises; exit 1 and name the violation otherwise.
     Audit(AuditArguments),
+    /// A payment provider for tests, whose callbacks are slow, doubled, lost and reordered.
+    Provider(ProviderArguments),
+}
+
+/// Arguments of `commerce provider`.
+#[derive(Debug, Args)]
+pub struct ProviderArguments {
+    /// Address to accept connections on.
+    #[arg(long, default_value = "127.0.0.1:9100")]
+    pub listen: SocketAddr,
+    /// The service's callback, such as `http://127.0.0.1:9000/api/v1/payments/callback`.
+    #[arg(long)]
+    pub callback: String,
+    /// `whsec_…`: signs the callbacks.
+    #[arg(long)]
+    pub shared_secret: String,
+    /// Decides which callbacks go wrong.
+    #[arg(long, default_value = "1")]
+    pub seed: u64,
+    /// Percent of charges that are declined.
+    #[arg(long, default_value = "5", value_parser = clap::value_parser!(u8).range(..=100))]
+    pub decline: u8,
+    /// Percent of callbacks that never come.
+    #[arg(long, default_value = "5", value_parser = clap::value_parser!(u8).range(..=100))]
+    pub lose: u8,
+    /// Percent of callbacks that come twice.
+    #[arg(long, default_value = "10", value_parser = clap::value_parser!(u8).range(..=100))]
+    pub duplicate: u8,
+    /// Longest delay of a callback, in milliseconds.
+    #[arg(long, default_value = "500")]
+    pub slow_ms: u64,
 }
 
 /// Arguments of `commerce serve`.
@@ -36,6 +67,22 @@ pub struct ServeArguments {
     /// Where the orders are.
     #[command(flatten)]
     pub target: TargetArguments,
+    /// Several machines: the Redis that turns sold-out orders away, `redis://host:port/`.
+    #[arg(long)]
+    pub gate: Option<String>,
+    /// Where the risk service takes batches of events.
+    #[arg(long)]
+    pub risk_url: Option<String>,
+    /// The payment provider; without one, paying is immediate.
+    #[arg(long)]
+    pub provider_url: Option<String>,
+    /// `whsec_…`: signs what is sent to the risk service and the provider, and what the
+    /// provider sends. COMMERCE_SHARED_SECRET in the environment says the same.
+    #[arg(long)]
+    pub shared_secret: Option<String>,
+    /// Seconds without a callback after which the provider is asked about a payment.
+    #[arg(long, default_value = "30")]
+    pub provider_check_seconds: u32,
     /// How long an unpaid order keeps its stock, in seconds.
     #[arg(long, default_value = "900")]
     pub hold_seconds: u32,
@@ -104,6 +151,16 @@ pub struct Config {
     pub listen: SocketAddr,
     /// The database.
     pub store: Target,
+    /// The Redis gate.
+    pub gate_url: Option<String>,
+    /// The risk service.
+    pub risk_url: Option<String>,
+    /// The payment provider.
+    pub provider_url: Option<String>,
+    /// Signs what is exchanged with both.
+    pub shared_secret: Option<String>,
+    /// How long a callback may take before the provider is asked.
+    pub provider_check: Duration,
     /// How long an unpaid order keeps its stock.
     pub hold: Duration,
     /// Commands that may wait for the writer.
@@ -123,6 +180,13 @@ impl From<ServeArguments> for Config {
         Self {
             listen: arguments.listen,
             store: arguments.target.into(),
+            gate_url: arguments.gate,
+            risk_url: arguments.risk_url,
+            provider_url: arguments.provider_url,
+            shared_secret: arguments
+                .shared_secret
+                .or_else(|| std::env::var("COMMERCE_SHARED_SECRET").ok()),
+            provider_check: Duration::from_secs(arguments.provider_check_seconds.into()),
             hold: Duration::from_secs(arguments.hold_seconds.into()),
             queue_capacity: arguments.queue_capacity,
             readers: arguments.readers,
@@ -142,7 +206,7 @@ mod tests {
         line.extend(extra);
         match Arguments::parse_from(line).command {
             Command::Serve(arguments) => Config::from(arguments),
-            Command::Audit(_) => panic!("parsed as an audit"),
+            other => panic!("parsed as {other:?}"),
         }
     }
 

@@ -173,10 +173,12 @@ pub fn emit(
         tx.write(
             "INSERT INTO delivery (sink, event_id, leased_until_ms)
              SELECT id, ?1, 0 FROM sink
-             WHERE deleted_at_ms IS NULL AND (principal IS NULL OR principal = ?2)",
+             WHERE deleted_at_ms IS NULL AND (principal IS NULL OR principal = ?2)
+               AND (kind <> 'provider' OR ?3 IN ('payment.requested', 'refund.requested'))",
             &[
                 Param::Uuid(event.id),
                 Param::Text(event.principal.as_str().into()),
+                Param::Text(topic.as_str().into()),
             ],
         )?;
     }

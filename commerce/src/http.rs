@@ -9,6 +9,7 @@ mod observe;
 mod openapi;
 mod orders;
 mod problem;
+mod webhooks;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,13 +19,16 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, Query, rejection::QueryRejection};
 use axum::http::HeaderMap;
 use axum::middleware::from_fn_with_state;
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use serde::Deserialize;
+use tokio::sync::watch;
 use utoipa::IntoParams;
 
 use crate::command::pay::Provider;
+use crate::gate::Gate;
 use crate::metrics::Metrics;
 use crate::store::Store;
+use crate::webhook::Secret;
 use problem::{Kind, Problem};
 
 /// Largest request body, in bytes.
@@ -47,6 +51,9 @@ mod route {
     pub(super) const REFUND: &str = "/api/v1/orders/{id}/refund";
     pub(super) const EVENTS: &str = "/api/v1/orders/{id}/events";
     pub(super) const PAYMENTS: &str = "/api/v1/orders/{id}/payments";
+    pub(super) const WEBHOOKS: &str = "/api/v1/webhooks";
+    pub(super) const WEBHOOK: &str = "/api/v1/webhooks/{id}";
+    pub(super) const CALLBACK: &str = "/api/v1/payments/callback";
     pub(super) const OPENAPI: &str = "/openapi.json";
     pub(super) const PRODUCTS: &str = "/api/v1/products";
     pub(super) const PRODUCT: &str = "/api/v1/products/{sku}";
@@ -62,6 +69,9 @@ mod route {
         REFUND,
         EVENTS,
         PAYMENTS,
+        WEBHOOKS,
+        WEBHOOK,
+        CALLBACK,
         OPENAPI,
         PRODUCTS,
         PRODUCT,
@@ -85,6 +95,12 @@ pub struct Shared {
     pub hold: Duration,
     /// Who takes the money.
     pub provider: Provider,
+    /// What signs the provider's callbacks.
+    pub provider_secret: Option<Secret>,
+    /// Turns orders away before the database.
+    pub gate: Option<Gate>,
+    /// Tells the relays that a subscription changed.
+    pub sinks: watch::Sender<u64>,
 }
 
 /// A switch that only goes one way: once draining, `/readyz` answers 503.
@@ -114,6 +130,12 @@ pub fn router(shared: Shared) -> Router {
         .route(route::REFUND, post(orders::refund))
         .route(route::EVENTS, get(orders::events))
         .route(route::PAYMENTS, get(orders::payments))
+        .route(
+            route::WEBHOOKS,
+            get(webhooks::list).post(webhooks::subscribe),
+        )
+        .route(route::WEBHOOK, delete(webhooks::unsubscribe))
+        .route(route::CALLBACK, post(webhooks::callback))
         .route(route::OPENAPI, get(openapi::document))
         .route(route::PRODUCTS, get(catalogue::list))
         .route(route::PRODUCT, get(catalogue::show))

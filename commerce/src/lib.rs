@@ -17,6 +17,7 @@
 //!             └─ command/keyed: key known? replay
 //!                 └─ command/place, pay, cancel, refund: decide ► write ► event ► answer
 //!             │  COMMIT on the disk, and only then the answers
+//!             ├──► relay ──► the risk service, webhooks, the payment provider
 //!             ▼
 //!            audit            proves the database: stock, ledger, keys, totals, events
 //! ```
@@ -36,12 +37,17 @@ pub mod config;
 pub mod discount;
 pub mod event;
 pub mod experiment;
+pub mod fake;
+pub mod gate;
 pub mod http;
 pub mod idempotency;
 pub mod metrics;
 pub mod money;
 pub mod order;
 pub mod payment;
+pub mod provider;
 pub mod read;
+pub mod relay;
 pub mod store;
 pub mod trace;
+pub mod webhook;

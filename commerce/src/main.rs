@@ -5,7 +5,9 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Parser as _;
-use commerce::config::{Arguments, AuditArguments, Command, Config};
+use commerce::config::{Arguments, AuditArguments, Command, Config, ProviderArguments};
+use commerce::fake::{self, Faults};
+use commerce::webhook::Secret;
 use commerce::{app, audit};
 
 fn main() -> ExitCode {
@@ -15,6 +17,7 @@ fn main() -> ExitCode {
             run_service(&Config::from(serve))
         }
         Command::Audit(audit) => run_audit(&audit),
+        Command::Provider(provider) => run_provider(provider),
     };
     outcome.unwrap_or_else(|error| {
         // Standard error may be closed; there is then nobody left to tell.
@@ -57,5 +60,27 @@ fn run_audit(arguments: &AuditArguments) -> anyhow::Result<ExitCode> {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
+    })
+}
+
+fn run_provider(arguments: ProviderArguments) -> anyhow::Result<ExitCode> {
+    let secret = Secret::parse(&arguments.shared_secret).context("--shared-secret")?;
+    let faults = Faults {
+        seed: arguments.seed,
+        decline: arguments.decline,
+        lose: arguments.lose,
+        duplicate: arguments.duplicate,
+        slow_ms: arguments.slow_ms,
+    };
+    let runtime = tokio::runtime::Runtime::new().context("starting the runtime")?;
+    runtime.block_on(async {
+        let stop = app::termination().context("installing signal handlers")?;
+        let listener = tokio::net::TcpListener::bind(arguments.listen).await;
+        let listener = listener.with_context(|| format!("listening on {}", arguments.listen))?;
+        tokio::select! {
+            served = fake::serve(listener, arguments.callback, secret, faults) => served?,
+            () = stop => {}
+        }
+        Ok(ExitCode::SUCCESS)
     })
 }

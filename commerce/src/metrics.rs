@@ -37,6 +37,12 @@ pub const NAMES: &[&str] = &[
     "commerce_writer_batch_commands",
     "commerce_writer_commit_duration_seconds",
     "commerce_writer_failed_batches_total",
+    "commerce_outbox_waiting_events",
+    "commerce_events_delivered_total",
+    "commerce_event_delivery_failures_total",
+    "commerce_dead_letters_total",
+    "commerce_callbacks_recovered_total",
+    "commerce_gate_admissions_total",
 ];
 
 /// Seconds: from a cached read to a request that waited for a busy disk.
@@ -74,6 +80,18 @@ struct ReasonLabel {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ChangeLabel {
     event: &'static str,
+}
+
+/// Label of the relays' metrics.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SinkLabel {
+    sink: &'static str,
+}
+
+/// Label of `commerce_gate_admissions_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabel {
+    outcome: &'static str,
 }
 
 /// Label of `commerce_revenue_minor_units_total`.
@@ -164,6 +182,12 @@ pub struct Metrics {
     batch_commands: Histogram,
     commit_duration: Histogram,
     failed_batches: Counter,
+    waiting_events: Family<SinkLabel, Gauge>,
+    delivered_events: Family<SinkLabel, Counter>,
+    failed_deliveries: Family<SinkLabel, Counter>,
+    dead_letters: Family<SinkLabel, Counter>,
+    callbacks_recovered: Counter,
+    admissions: Family<OutcomeLabel, Counter>,
     registry: std::sync::Arc<Registry>,
 }
 
@@ -186,11 +210,29 @@ impl Metrics {
             batch_commands: Histogram::new(BATCH_COMMANDS),
             commit_duration: Histogram::new(COMMIT_SECONDS),
             failed_batches: Counter::default(),
+            waiting_events: Family::default(),
+            delivered_events: Family::default(),
+            failed_deliveries: Family::default(),
+            dead_letters: Family::default(),
+            callbacks_recovered: Counter::default(),
+            admissions: Family::default(),
             registry: std::sync::Arc::default(),
         };
         // From zero: an increase from nothing is invisible to a rate.
         for reason in RefusalReason::ALL {
             metrics.refused(reason);
+        }
+        // A sink that is not configured has nothing waiting and nothing delivered.
+        for sink in ["risk", "provider", "webhook"] {
+            metrics.outbox_waiting(sink, 0);
+            metrics.events_delivered(sink, 0);
+            let label = SinkLabel { sink };
+            metrics.failed_deliveries.get_or_create_owned(&label);
+            metrics.dead_letters.get_or_create_owned(&label);
+        }
+        for outcome in ["admitted", "sold_out", "unknown"] {
+            let label = OutcomeLabel { outcome };
+            metrics.admissions.get_or_create_owned(&label);
         }
         for topic in [
             Topic::OrderPaid,
@@ -277,6 +319,36 @@ impl Metrics {
             "commerce_writer_failed_batches",
             "Transactions of the writer that failed as a whole",
             self.failed_batches.clone(),
+        );
+        registry.register(
+            "commerce_outbox_waiting_events",
+            "Events of the next batch that a sink was not sent yet, counted up to a batch",
+            self.waiting_events.clone(),
+        );
+        registry.register(
+            "commerce_events_delivered",
+            "Events that a sink acknowledged; one sent twice counts twice",
+            self.delivered_events.clone(),
+        );
+        registry.register(
+            "commerce_event_delivery_failures",
+            "Requests to a sink that it refused or did not answer",
+            self.failed_deliveries.clone(),
+        );
+        registry.register(
+            "commerce_dead_letters",
+            "Events put aside because a working sink refused them",
+            self.dead_letters.clone(),
+        );
+        registry.register(
+            "commerce_callbacks_recovered",
+            "Payment events found by asking the provider, their callback lost or late",
+            self.callbacks_recovered.clone(),
+        );
+        registry.register(
+            "commerce_gate_admissions",
+            "Orders the Redis gate was asked about, by its answer",
+            self.admissions.clone(),
         );
         registry
     }
@@ -378,6 +450,46 @@ impl Metrics {
         self.batch_commands
             .observe(f64::from(u32::try_from(commands).unwrap_or(u32::MAX)));
         self.commit_duration.observe(commit.as_secs_f64());
+    }
+
+    /// What of its next batch a sink was not sent yet.
+    pub fn outbox_waiting(&self, sink: &'static str, events: u32) {
+        self.waiting_events
+            .get_or_create_owned(&SinkLabel { sink })
+            .set(i64::from(events));
+    }
+
+    /// A sink acknowledged events.
+    pub fn events_delivered(&self, sink: &'static str, events: u64) {
+        self.delivered_events
+            .get_or_create_owned(&SinkLabel { sink })
+            .inc_by(events);
+    }
+
+    /// A request to a sink failed.
+    pub fn delivery_failed(&self, sink: &'static str) {
+        self.failed_deliveries
+            .get_or_create_owned(&SinkLabel { sink })
+            .inc();
+    }
+
+    /// An event was put aside.
+    pub fn dead_letter(&self, sink: &'static str) {
+        self.dead_letters
+            .get_or_create_owned(&SinkLabel { sink })
+            .inc();
+    }
+
+    /// The provider's statement had an event that no callback had brought.
+    pub fn callback_recovered(&self) {
+        self.callbacks_recovered.inc();
+    }
+
+    /// The gate answered about an order.
+    pub fn admission(&self, outcome: &'static str) {
+        self.admissions
+            .get_or_create_owned(&OutcomeLabel { outcome })
+            .inc();
     }
 
     /// The writer lost a batch as a whole.

@@ -25,6 +25,7 @@ use crate::catalogue::NewProduct;
 use crate::metrics::Metrics;
 use sql::{Backend, Connection, Param, SqlError};
 
+pub(crate) use writer::unix_time_ms;
 pub use writer::{Command, Locks, Tx, WriterThread};
 
 /// How large the store's queues are.

@@ -26,6 +26,7 @@ pub mod ebpf;
 pub mod exposition;
 pub mod host;
 pub mod load;
+pub mod mutants;
 pub mod netns;
 pub mod python;
 pub mod server;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, demo, dev, ebpf, test};
+use xtask::{bench, demo, dev, ebpf, mutants, test};
 
 /// Everything a contributor runs.
 #[derive(Debug, Parser)]
@@ -40,6 +40,8 @@ enum Command {
         #[arg(long)]
         config: PathBuf,
     },
+    /// Prove that every classic bug, switched on, is caught by its named test.
+    Mutants,
     /// Measure against peers, in one run; needs root and a quiet machine.
     Bench {
         /// What to measure.
@@ -81,6 +83,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             clean,
         }),
         Command::Dev { config } => dev::run(&config),
+        Command::Mutants => mutants::run(),
         Command::Bench { what } => bench::run(&what),
         Command::BuildEbpf {
             check: true,

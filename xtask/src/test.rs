@@ -67,6 +67,7 @@ pub fn run(skip_demo: bool) -> Result<()> {
         ])
     })?;
     step("tests", || cargo(&["test", "--workspace", "--locked"]))?;
+    step("mutants", crate::mutants::run)?;
     step("rebuilt BPF object", || ebpf::check(None))?;
     if !skip_demo {
         step("demo", || {

@@ -240,7 +240,15 @@ pub fn request(
         })?;
         return restate(tx, payment.id, None);
     }
-    let json = serde_json::to_string(&refund)?;
+    if let Provider::External { check_after_ms } = provider {
+        // Its callback may be lost as well.
+        let check = tx.now_ms.saturating_add(check_after_ms);
+        tx.write(
+            "UPDATE payment SET check_at_ms = ?2 WHERE id = ?1",
+            &[Param::Uuid(payment.id), Param::Integer(check)],
+        )?;
+    }
+    let json = tx.json(&refund)?;
     event::emit(tx, Topic::RefundRequested, order, origin, json)
 }
 

@@ -14,12 +14,25 @@ use crate::store::StoreError;
 
 /// Runs an effect under its key and turns what is stored into a response.
 pub(super) async fn run<E: Effect>(shared: &Shared, keyed: Keyed<E>) -> Result<Response, Problem> {
+    respond(queue(shared, keyed).await?)
+}
+
+/// Runs an effect under its key.
+pub(super) async fn queue<E: Effect>(
+    shared: &Shared,
+    keyed: Keyed<E>,
+) -> Result<Answer<E::Value>, Problem> {
     let answer = shared.store.run(keyed).await.inspect_err(|error| {
         // The writer counts what reached it.
         if matches!(error, StoreError::QueueFull | StoreError::Closed) {
             shared.metrics.order_refused(RefusalReason::Overloaded);
         }
-    })?;
+    });
+    Ok(answer?)
+}
+
+/// What is stored, as a response.
+pub(super) fn respond<V>(answer: Answer<V>) -> Result<Response, Problem> {
     match answer {
         Answer::Done(reply, _) => send(reply),
         Answer::Replayed(reply) => {

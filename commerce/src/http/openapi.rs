@@ -5,7 +5,7 @@ use axum::Json;
 use utoipa::OpenApi;
 use utoipa::openapi::OpenApi as Document;
 
-use super::{catalogue, orders, problem};
+use super::{catalogue, orders, problem, webhooks};
 
 /// What the document consists of.
 #[derive(OpenApi)]
@@ -23,6 +23,9 @@ use super::{catalogue, orders, problem};
         orders::refund,
         orders::events,
         orders::payments,
+        webhooks::subscribe,
+        webhooks::list,
+        webhooks::unsubscribe,
         catalogue::list,
         catalogue::show,
     ),

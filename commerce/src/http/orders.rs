@@ -19,10 +19,11 @@ use super::{PageQuery, Shared, principal, route};
 use crate::catalogue::Sku;
 use crate::command::cancel::Cancel;
 use crate::command::pay::Pay;
-use crate::command::place::Place;
+use crate::command::place::{Place, Placed};
 use crate::command::refund::RefundOrder;
-use crate::command::{Keyed, Verdict};
+use crate::command::{Answer, Keyed, Verdict};
 use crate::event::{Event, Origin};
+use crate::gate::{Admission, Gate};
 use crate::idempotency::{Fingerprint, Reply, Scope};
 use crate::metrics::RefusalReason;
 use crate::order::{Draft, Order, OrderId};
@@ -102,7 +103,41 @@ pub(super) async fn place(
 ) -> Result<Response, Problem> {
     let order = parse(&shared, trace, &headers, body)
         .inspect_err(|_| shared.metrics.order_refused(RefusalReason::InvalidRequest))?;
-    keyed::run(&shared, order).await
+    match &shared.gate {
+        None => keyed::run(&shared, order).await,
+        Some(gate) => through_gate(&shared, gate, order).await,
+    }
+}
+
+/// Asks the gate first; what the ledger says counts, and teaches the gate.
+async fn through_gate(
+    shared: &Shared,
+    gate: &Gate,
+    mut order: Keyed<Place>,
+) -> Result<Response, Problem> {
+    let reservation = Gate::reservation(&order.scope);
+    let admission = gate.admit(&reservation, &order.effect.draft).await;
+    order.effect.is_sold_out = matches!(admission, Admission::SoldOut(_));
+    let answer = keyed::queue(shared, order).await;
+    let is_placed = matches!(&answer, Ok(Answer::Done(_, Placed::Order { .. })));
+    let ran_out = matches!(
+        &answer,
+        Ok(Answer::Done(
+            _,
+            Placed::Refused(RefusalReason::InsufficientStock)
+        ))
+    );
+    match admission {
+        Admission::Admitted => {
+            gate.settle(&reservation, is_placed).await;
+            if ran_out {
+                gate.mark_stale();
+            }
+        }
+        Admission::SoldOut(_) if is_placed => gate.mark_stale(),
+        Admission::SoldOut(_) | Admission::Unknown => {}
+    }
+    keyed::respond(answer?)
 }
 
 /// The whole request, parsed once.
@@ -134,6 +169,7 @@ fn parse(
             principal,
             draft,
             hold: shared.hold,
+            is_sold_out: false,
             render,
         },
     })

@@ -23,6 +23,7 @@ const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
 pub(super) enum Kind {
     BadRequest,
     InvalidIdempotencyKey,
+    InvalidSignature,
     MalformedBody,
     NotFound,
     MethodNotAllowed,
@@ -51,6 +52,11 @@ impl Kind {
                 StatusCode::BAD_REQUEST,
                 "invalid-idempotency-key",
                 "Missing or invalid idempotency key",
+            ),
+            Self::InvalidSignature => (
+                StatusCode::UNAUTHORIZED,
+                "invalid-signature",
+                "Missing or invalid signature",
             ),
             Self::MalformedBody => (StatusCode::BAD_REQUEST, "malformed-body", "Malformed body"),
             Self::NotFound => (StatusCode::NOT_FOUND, "not-found", "Not found"),

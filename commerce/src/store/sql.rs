@@ -410,6 +410,14 @@ impl Statements {
         }
     }
 
+    /// The columns of a record, for a query that names its table `alias`.
+    #[must_use]
+    pub fn columns<R: Record>(alias: &str) -> String {
+        let columns = R::COLUMNS.iter().copied().flatten();
+        let columns: Vec<String> = columns.map(|name| format!("{alias}.{name}")).collect();
+        columns.join(", ")
+    }
+
     /// Builds them at first use.
     pub fn cached<R: Record>(cell: &'static OnceLock<Self>) -> &'static Self {
         cell.get_or_init(Self::of::<R>)

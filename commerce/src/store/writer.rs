@@ -128,6 +128,7 @@ pub struct Tx<'c> {
     /// Milliseconds since the Unix epoch; the same for the whole command.
     pub now_ms: i64,
     effects: &'c mut Effects,
+    buffer: &'c mut Vec<u8>,
 }
 
 /// What a committed batch means to the rest of the process.
@@ -180,6 +181,23 @@ impl Tx<'_> {
         params: &[Param<'_>],
     ) -> Result<Vec<R>, SqlError> {
         R::select(self.connection, rest, params)
+    }
+
+    /// A value as JSON. The writer's buffer has grown to the size of what it renders, so this
+    /// is one allocation, however large the value.
+    ///
+    /// # Errors
+    /// [`StoreError::Render`]
+    pub fn json(&mut self, value: &impl serde::Serialize) -> Result<String, StoreError> {
+        // What the last request left must not show in this one's.
+        if cfg!(not(feature = "mutant-pooled-buffer")) {
+            self.buffer.clear();
+        }
+        serde_json::to_writer(&mut *self.buffer, value)?;
+        let json = std::str::from_utf8(self.buffer);
+        Ok(json
+            .map_err(|_| StoreError::Inconsistent("JSON is UTF-8"))?
+            .to_owned())
     }
 
     /// The connection, for functions that reads and commands share.
@@ -346,6 +364,7 @@ pub(super) fn start(
                 events,
                 deadline_ms: None,
                 learned: Instant::now(),
+                buffer: Vec::new(),
             };
             batcher.serve(&runtime, queue)
         })?;
@@ -371,6 +390,8 @@ struct Batcher {
     deadline_ms: Option<i64>,
     /// When the deadlines were last read from the database.
     learned: Instant,
+    /// What commands render JSON in.
+    buffer: Vec<u8>,
 }
 
 /// Why a transaction did not commit.
@@ -560,6 +581,7 @@ impl Batcher {
                 connection: self.connection.as_mut(),
                 now_ms: unix_time_ms(),
                 effects,
+                buffer: &mut self.buffer,
             };
             job.run(&mut tx)
                 .map_err(|error| Failure::Command(at, error))?;

@@ -70,7 +70,7 @@ async fn every_kind_of_damage_is_found_by_name() {
             &["refunds_reverse_lines"],
         ),
         (
-            "UPDATE refund_line SET quantity = quantity + 1",
+            "UPDATE refund_line SET quantity = quantity + 2",
             &["stock_explained", "refunds_reverse_lines"],
         ),
         (

@@ -42,7 +42,7 @@ pub fn limits(queue_capacity: usize) -> Limits {
 /// A database of a test's own, on either store.
 pub struct Database {
     pub target: Target,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 impl Database {
@@ -56,10 +56,7 @@ impl Database {
                 Target::Postgres(server.create_database().unwrap())
             }
         };
-        Self {
-            target,
-            _directory: directory,
-        }
+        Self { target, directory }
     }
 
     /// One with these products, and nobody using it.
@@ -81,6 +78,11 @@ impl Database {
         }
     }
 
+    /// A directory that goes with it.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
     /// What `--store` takes.
     pub fn argument(&self) -> String {
         match &self.target {
@@ -96,6 +98,17 @@ impl Database {
         let report = std::thread::spawn(move || audit(&target).unwrap());
         let report = report.join().unwrap();
         assert!(report.is_clean(), "{report}");
+    }
+
+    /// Changes the database behind the service's back.
+    pub fn execute(&self, sql: &str) {
+        match &self.target {
+            Target::Sqlite(path) => {
+                let connection = rusqlite::Connection::open(path).unwrap();
+                connection.execute_batch(sql).unwrap();
+            }
+            Target::Postgres(url) => drop(psql(url, sql)),
+        }
     }
 
     /// One number out of the database.
@@ -191,7 +204,10 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(
     what: &str,
     mut attempt: impl FnMut() -> F,
 ) -> T {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    // Mutants wait for what never happens.
+    let patience = std::env::var("COMMERCE_TEST_PATIENCE_SECONDS").ok();
+    let patience = patience.map_or(60, |seconds| seconds.parse().unwrap());
+    let deadline = Instant::now() + Duration::from_secs(patience);
     loop {
         if let Some(value) = attempt().await {
             return value;
@@ -319,6 +335,11 @@ impl InProcess {
         let mut config = Config {
             listen: "127.0.0.1:0".parse().unwrap(),
             store: database.target.clone(),
+            gate_url: None,
+            risk_url: None,
+            provider_url: None,
+            shared_secret: None,
+            provider_check: Duration::from_secs(30),
             hold: Duration::from_secs(900),
             queue_capacity,
             readers,
@@ -339,6 +360,12 @@ impl InProcess {
             stop,
             running,
         }
+    }
+
+    /// Drains it and looks at nothing: another one uses its database.
+    pub async fn stop_only(self) {
+        self.stop.send(()).unwrap();
+        self.running.await.unwrap().unwrap();
     }
 
     /// Drains it, proves its database, and gives it back.

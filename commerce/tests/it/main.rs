@@ -8,10 +8,16 @@
 
 mod audit;
 mod catalogue;
+mod consistency;
+mod events;
 mod experiments;
+mod gate;
 mod harness;
+mod lifecycle;
 mod metrics;
 mod orders;
 mod overload;
+mod payments;
 mod process;
 mod refusals;
+mod schemathesis;

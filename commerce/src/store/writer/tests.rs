@@ -31,6 +31,7 @@ fn database(path: &Path) -> Batcher {
         events: watch::channel(0).0,
         deadline_ms: None,
         learned: Instant::now(),
+        buffer: Vec::new(),
     }
 }
 
@@ -68,6 +69,7 @@ fn order(key: &str) -> Keyed<Place> {
             },
             draft: Draft::new([("a", 1)]).unwrap(),
             hold: Duration::from_secs(900),
+            is_sold_out: false,
             render,
         },
     }
