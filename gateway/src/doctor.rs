@@ -81,7 +81,7 @@ pub fn examine(config: &Config) -> (String, bool) {
     findings.push(Finding {
         what: "ledger",
         result: Ledger::open_at(&config.gateway.ledger, &config.gateway.id)
-            .map(|_| config.gateway.state_dir.display().to_string())
+            .map(|ledger| ledger.place().to_string())
             .map_err(|error| error.to_string()),
         lost: "the gateway does not start without it",
         required: true,

@@ -305,12 +305,11 @@ impl Ledger {
     ) -> Result<Option<Batch>, LedgerError> {
         let gateway = self.gateway_id();
         let waiting = self.read(|statements| {
-            let sql = "SELECT COUNT(*) FROM usage_event
-                       WHERE gateway = ?1 AND sink = ?2 AND state IN (0, 1)";
-            let row = statements.one(sql, values![gateway, sink])?;
-            row.map_or(Ok(0), |row| row.int(0))
+            let sql = "SELECT seq FROM usage_event
+                       WHERE gateway = ?1 AND sink = ?2 AND state IN (0, 1) LIMIT 1";
+            Ok(statements.one(sql, values![gateway, sink])?.is_some())
         })?;
-        if waiting == 0 {
+        if !waiting {
             return Ok(None);
         }
         self.write(|statements| {

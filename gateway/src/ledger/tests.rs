@@ -254,3 +254,35 @@ fn a_file_that_is_no_database_is_named() {
     let error = Ledger::open(directory.path()).err().unwrap().to_string();
     assert!(error.contains("ledger.db"), "{error}");
 }
+
+#[test]
+fn a_server_that_is_killed_and_comes_back_has_everything_once() {
+    let mut server = xtask::server::Postgres::start().unwrap();
+    let place = Place::shared(&server.create_database().unwrap()).unwrap();
+    let ledger = Ledger::open_at(&place, "edge-1").unwrap();
+    let _alone = ledger.take().unwrap();
+    let interfaces = HashMap::from([(2, "edge0".to_owned())]);
+    let mut poster = Poster::resume(ledger.clone(), "boot:1").unwrap();
+    let mut post = |bytes| poster.post(&counters(bytes), &[], 60, &interfaces).failure;
+    assert!(post(1_000).is_none());
+    server.kill().unwrap();
+    let error = post(2_000).unwrap();
+    assert!(
+        matches!(error.fault, Fault::Unavailable | Fault::Uncertain),
+        "{error}"
+    );
+    assert!(post(3_000).is_some());
+    server.restart().unwrap();
+    // A server that has just come back may still refuse for a moment.
+    let started = std::time::Instant::now();
+    while post(5_000).is_some() {
+        assert!(started.elapsed().as_secs() < 60);
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    let edge = ledger.balances().unwrap().by_interface()["edge0"];
+    assert_eq!((edge.total, edge.difference()), (4 * 5_000 + 60, 0));
+    // The new session holds the lock too.
+    let second = Ledger::open_at(&place, "edge-1").unwrap();
+    let error = second.take().unwrap_err().to_string();
+    assert!(error.contains("same gateway.id"), "{error}");
+}

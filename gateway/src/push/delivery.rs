@@ -6,7 +6,7 @@ use std::{
         PoisonError,
         mpsc::{Receiver, RecvTimeoutError},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use super::{
@@ -37,6 +37,7 @@ pub struct Delivery {
     failures: u32,
     /// A batch the sink has, and the ledger could not be told.
     unstored: Option<i64>,
+    published: Option<Instant>,
 }
 
 /// What to do after a step.
@@ -61,6 +62,7 @@ impl Delivery {
             state: PushState::default(),
             failures: 0,
             unstored: None,
+            published: None,
         }
     }
 
@@ -88,7 +90,11 @@ impl Delivery {
                 self.back_off(None)
             }
         };
-        self.publish(now);
+        // Adding up a long backlog after every batch of it would take longer than sending it.
+        if matches!(next, Next::Wait(_)) || self.published.is_none_or(|at| at.elapsed() > POLL) {
+            self.publish(now);
+            self.published = Some(Instant::now());
+        }
         next
     }
 
