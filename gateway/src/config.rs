@@ -324,6 +324,9 @@ pub struct Route {
     pub upstream: UpstreamIndex,
 }
 
+/// What stands for the file name of a book that `[prices]` itself is.
+pub(crate) const SHORTHAND: &str = "[prices]";
+
 /// What bytes cost.
 #[derive(Clone, Debug)]
 pub struct Prices {
@@ -337,6 +340,11 @@ pub struct Prices {
 }
 
 impl Prices {
+    /// Whether one rate for each leg and direction is all there is.
+    pub fn is_flat(&self) -> bool {
+        self.book.file == SHORTHAND
+    }
+
     /// The prices of a book.
     pub fn of(book: Book) -> Self {
         let mut rates: Vec<Price> = Vec::new();

@@ -74,6 +74,17 @@ pub fn render(config: &Config) -> anyhow::Result<String> {
         out,
         "total cost {money} {currency}; ~ marks HTTP/2, whose split is estimated"
     )?;
+    if config
+        .prices
+        .as_ref()
+        .is_some_and(|prices| !prices.is_flat())
+    {
+        writeln!(
+            out,
+            "cost is at each price's first tier that costs something; `edgemeter cost report` has \
+             tiers, allowances and percentiles"
+        )?;
+    }
     conservation(&mut out, &owners, &balances, attributed)?;
     Ok(out)
 }

@@ -768,7 +768,7 @@ pub(super) fn shorthand_book(currency: Currency, rates: &[super::Price]) -> Book
         })
         .collect();
     Book {
-        file: "[prices]".into(),
+        file: super::SHORTHAND.into(),
         hash: hex(&Sha256::digest(format!("{currency}\n{canonical}"))),
         account: BillingAccount::default(),
         currency,

@@ -106,7 +106,7 @@ impl Listing<'_> {
         let Some(prices) = &self.0.prices else {
             return writeln!(f, "prices      none: bytes are counted, not priced");
         };
-        if prices.book.file != "[prices]" {
+        if !prices.is_flat() {
             return writeln!(
                 f,
                 "prices      {} ({} SKUs, {}, {}, sha256 {})",

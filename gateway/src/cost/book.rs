@@ -341,6 +341,19 @@ impl Sku {
 }
 
 impl Book {
+    /// The coarsest grain of usage, in seconds, that loses nothing: every zone's midnight is on a
+    /// quarter of an hour, and no sample is shorter than it.
+    #[must_use]
+    pub fn grain(&self) -> i64 {
+        let samples = self.skus.iter().filter_map(|sku| match &sku.basis {
+            Basis::Bytes { .. } => None,
+            Basis::PeakMbpsDay(sampling) | Basis::Percentile { sampling, .. } => {
+                Some(sampling.seconds)
+            }
+        });
+        samples.fold(900, gcd)
+    }
+
     /// The one SKU of an account's bytes on a day; None: they are counted, not priced.
     #[must_use]
     pub fn find(&self, account: &Account, date: Date) -> Option<usize> {
@@ -357,4 +370,8 @@ impl Book {
         }
         best.map(|(_, index)| index)
     }
+}
+
+fn gcd(a: i64, b: i64) -> i64 {
+    if b == 0 { a } else { gcd(b, a % b) }
 }

@@ -1,6 +1,7 @@
 //! `edgemeter cost …`: files, the clock and the ledger around the pure parts.
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::Write as _,
     path::PathBuf,
@@ -19,7 +20,6 @@ use super::{
     rate::rate_month,
     reconcile,
     report::{Field, Report},
-    usage::Usage,
 };
 use crate::{
     admin,
@@ -214,22 +214,25 @@ fn now() -> i64 {
         .map_or(0, |since| since.as_secs().cast_signed())
 }
 
-/// Bills of the months of `[from, to)`, and the usage of these days.
-fn bills(book: &Book, ledger: &Ledger, from: Date, to: Date) -> Result<(Vec<Bill>, Usage)> {
-    let mut bills = Vec::new();
-    let mut month = Month::of(from);
-    while month.first() < to {
-        let period = book.zone.month(month);
-        let usage = ledger.usage(period)?;
-        let bill = rate_month(book, &usage, month, now().min(period.end))?;
-        bills.push(bill.with_standing_rows());
-        month = month.next();
-    }
+/// Bills of the months that a window of whole days touches, and by how much the interfaces moved
+/// more than the rows say: from one reading each, so that a gateway that posts meanwhile makes no
+/// difference.
+fn bills(book: &Book, ledger: &Ledger, from: Date, to: Date) -> Result<(Vec<Bill>, i128)> {
     let window = Period {
         start: book.zone.midnight(from),
         end: book.zone.midnight(to),
     };
-    Ok((bills, ledger.usage(window)?))
+    let (mut bills, mut imbalance) = (Vec::new(), BTreeMap::new());
+    let mut month = Month::of(from);
+    while month.first() < to {
+        let period = book.zone.month(month);
+        let usage = ledger.usage(period, book.grain())?;
+        imbalance.extend(usage.imbalance(window));
+        let bill = rate_month(book, &usage, month, now().min(period.end))?;
+        bills.push(bill.with_standing_rows());
+        month = month.next();
+    }
+    Ok((bills, imbalance.values().sum()))
 }
 
 fn report(arguments: &ReportArguments) -> Result<()> {
@@ -246,7 +249,7 @@ fn report(arguments: &ReportArguments) -> Result<()> {
         "--to {to} is not after --from {from}; it is the first day no more in the report"
     );
     let ledger = Ledger::open_at(&config.gateway.ledger, &config.gateway.id)?;
-    let (bills, usage) = bills(book, &ledger, from, to)?;
+    let (bills, imbalance) = bills(book, &ledger, from, to)?;
     let window = Period {
         start: book.zone.midnight(from),
         end: book.zone.midnight(to),
@@ -255,7 +258,7 @@ fn report(arguments: &ReportArguments) -> Result<()> {
         |charge: &Charge| window.start <= charge.period.start && charge.period.start < window.end;
     let bytes = match arguments.format {
         Format::Table | Format::Csv | Format::Json => {
-            let report = Report::new(book, &bills, &usage, &arguments.by, inside)?;
+            let report = Report::new(book, &bills, imbalance, &arguments.by, inside)?;
             match arguments.format {
                 Format::Csv => report.csv()?.into_bytes(),
                 Format::Json => report.json().into_bytes(),
@@ -298,8 +301,13 @@ fn close_month(arguments: &CloseArguments) -> Result<String> {
     let book = prices(&config)?.book.as_ref();
     let ledger = Ledger::open_at(&config.gateway.ledger, &config.gateway.id)?;
     let period = book.zone.month(arguments.month);
-    let bill =
-        rate_month(book, &ledger.usage(period)?, arguments.month, period.end)?.with_standing_rows();
+    let bill = rate_month(
+        book,
+        &ledger.usage(period, book.grain())?,
+        arguments.month,
+        period.end,
+    )?
+    .with_standing_rows();
     let bills = config.gateway.state_dir.join("bills");
     let currency = book.currency;
     Ok(match close::close(book, &bill, now(), &bills)? {
@@ -337,10 +345,11 @@ fn reconcile_month(arguments: &ReconcileArguments) -> Result<String> {
     let ledger = Ledger::open_at(&config.gateway.ledger, &config.gateway.id)?;
     let period = book.zone.month(arguments.month);
     // Other zones' months begin up to a day earlier and end up to a day later.
-    let usage = ledger.usage(Period {
+    let around = Period {
         start: period.start - 86_400,
         end: period.end + 86_400,
-    })?;
+    };
+    let usage = ledger.usage(around, book.grain())?;
     let tolerance = i128::from(arguments.tolerance_ppm);
     let findings = reconcile::reconcile(book, &usage, arguments.month, &lines, tolerance)?;
     Ok(reconcile::table(&findings, &book.currency.to_string()))
@@ -386,7 +395,7 @@ fn find_idle(arguments: &IdleArguments) -> Result<String> {
         start: now() - i64::from(arguments.hours) * 3_600,
         end: now() + 60,
     };
-    let usage = Ledger::open_at(&config.gateway.ledger, &config.gateway.id)?.usage(window)?;
+    let usage = Ledger::open_at(&config.gateway.ledger, &config.gateway.id)?.usage(window, 60)?;
     let upstreams: Vec<idle::Upstream> = config
         .upstreams
         .iter()

@@ -288,6 +288,10 @@ impl Row<'_> {
             if let Basis::Bytes { unit } = &sku.basis {
                 details.insert("x_UnitBytes".into(), Value::String(unit.to_string()));
             }
+            if let Some(fx) = sku.fx {
+                let rate = format!("{} from {} as of {}", fx.rate, fx.from, fx.as_of);
+                details.insert("x_ExchangeRate".into(), Value::String(rate));
+            }
             if !sku.source.is_empty() {
                 details.insert("x_Source".into(), Value::String(sku.source.clone()));
             }

@@ -8,7 +8,6 @@ use super::{
     bill::{Bill, Charge, Part},
     book::Book,
     focus::{quality, resource},
-    usage::Usage,
 };
 use crate::money::{Nanos, Overflow};
 
@@ -111,20 +110,20 @@ pub struct Report<'a> {
     attributed: i128,
     unattributed: i128,
     unpriced: i128,
-    /// What the interfaces moved, counted apart; None where only part of the ledger was asked for.
     interfaces: i128,
     bills: &'a [Bill],
 }
 
 impl<'a> Report<'a> {
-    /// Groups the charges of some bills.
+    /// Groups the charges of some bills. `imbalance` is by how much the interfaces moved more than
+    /// the rows they were made from.
     ///
     /// # Errors
     /// A sum of money does not fit.
     pub fn new(
         book: &'a Book,
         bills: &'a [Bill],
-        usage: &Usage,
+        imbalance: i128,
         fields: &'a [Field],
         select: impl Fn(&Charge) -> bool,
     ) -> Result<Self, Overflow> {
@@ -136,7 +135,7 @@ impl<'a> Report<'a> {
             attributed: 0,
             unattributed: 0,
             unpriced: 0,
-            interfaces: usage.totals.values().sum(),
+            interfaces: imbalance,
             bills,
         };
         for charge in bills.iter().flat_map(|bill| &bill.charges) {
@@ -158,6 +157,7 @@ impl<'a> Report<'a> {
                 report.unpriced += charge.wire_bytes;
             }
         }
+        report.interfaces += report.total.wire_bytes;
         Ok(report)
     }
 

@@ -180,8 +180,8 @@ pub struct Usage {
     pub rows: Vec<UsageRow>,
     /// Missed readings.
     pub gaps: Vec<Gap>,
-    /// What the interfaces moved, by (interface, direction): the sum of the rows, counted apart.
-    pub totals: BTreeMap<(String, Way), i128>,
+    /// What the interfaces moved, by period: the sum of the rows, counted apart.
+    pub totals: BTreeMap<(Period, String, Way), i128>,
     /// Hash of the class list the rows were classed by; empty when there was none.
     pub class_hash: String,
 }
@@ -224,15 +224,27 @@ impl Usage {
         hex(&digest.finalize())
     }
 
-    /// What the rows add up to, by (interface, direction).
+    /// What the rows add up to: the same as `totals`.
     #[must_use]
-    pub fn sums(&self) -> BTreeMap<(String, Way), i128> {
+    pub fn sums(&self) -> BTreeMap<(Period, String, Way), i128> {
         let mut sums = BTreeMap::new();
         for row in &self.rows {
-            let key = (row.account.interface.clone(), row.account.way);
+            let key = (row.period, row.account.interface.clone(), row.account.way);
             *sums.entry(key).or_insert(0) += i128::from(row.wire_bytes);
         }
         sums
+    }
+
+    /// By how much the interfaces moved more than the rows say, for each period that touches a
+    /// window: zero, always. By period, because a coarse one may touch two windows.
+    #[must_use]
+    pub fn imbalance(&self, window: Period) -> BTreeMap<(Period, String, Way), i128> {
+        let mut apart = self.totals.clone();
+        for (key, bytes) in self.sums() {
+            *apart.entry(key).or_default() -= bytes;
+        }
+        apart.retain(|(period, ..), bytes| *bytes != 0 && period.meet(window).is_some());
+        apart
     }
 }
 

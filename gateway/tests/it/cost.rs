@@ -1,5 +1,6 @@
 //! `edgemeter cost` as users run it, on a ledger made for it: FOCUS rows before an outside
-//! validator, Parquet before two outside readers, closed months, a provider's bill. Needs no root.
+//! validator, Parquet before two outside readers, closed months, a provider's bill. Only the test
+//! over real traffic needs root.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -15,7 +16,14 @@ use edgemeter::{
     owner::{Leg, Owner, OwnerId, OwnerKind, Owners, Quality},
 };
 use flow_abi::cell;
-use xtask::{host, python};
+use xtask::{
+    host,
+    load::{self, Protocol},
+    netns::GATEWAY_TO_CLIENT,
+    python,
+};
+
+use crate::harness::{Setup, Site};
 
 const FOCUS: &[&str] = &[
     "focus-data-toolkit==0.14.1",
@@ -535,4 +543,66 @@ fn without_prices_the_fix_is_named() {
         error.contains("fix: add `[prices]` with `book = \"prices.toml\"`"),
         "{error}"
     );
+}
+
+/// Real connections, TLS and HTTP/2 included: each byte the cables carried is on the bill, once.
+#[test]
+fn the_bill_of_real_traffic_is_what_the_interfaces_moved() {
+    let site = Site::start(
+        "cb",
+        &Setup {
+            priced: true,
+            ..Setup::default()
+        },
+    );
+    for (tls, protocol) in [(false, Protocol::Http1), (true, Protocol::Http2)] {
+        let plan = site.plan(GATEWAY_TO_CLIENT.v4.into(), tls, protocol, 60);
+        load::run(&site.hosts.client, &plan).unwrap();
+    }
+    // While it serves: what a stop sends is posted at the next start.
+    site.quiet();
+    let (done, table) = site.edgemeter(&[
+        "cost",
+        "report",
+        "--config",
+        "edgemeter.toml",
+        "--by",
+        "route,leg,direction,quality",
+    ]);
+    assert!(done, "{table}");
+    assert!(table.contains("; difference 0 B"), "{table}");
+    for row in [
+        "small",
+        "large ~",
+        "upload",
+        "(overhead plain)",
+        "(overhead tls)",
+    ] {
+        assert!(table.contains(row), "{row}\n{table}");
+    }
+    let (balances, _) = site.ledger();
+    let moved: i64 = balances
+        .by_interface()
+        .values()
+        .map(|balance| balance.total)
+        .sum();
+    assert!(
+        table.contains(&format!("interfaces moved {moved} B")),
+        "{moved}\n{table}"
+    );
+    let (done, csv) = site.edgemeter(&[
+        "cost",
+        "report",
+        "--config",
+        "edgemeter.toml",
+        "--format",
+        "focus",
+    ]);
+    assert!(done, "{csv}");
+    let rows = rows(&csv);
+    let bytes: i64 = rows
+        .iter()
+        .map(|row| row["x_WireBytes"].parse::<i64>().unwrap())
+        .sum();
+    assert_eq!(bytes, moved);
 }

@@ -256,4 +256,65 @@ proptest! {
             .sum();
         prop_assert_eq!(sum, i128::from(bytes));
     }
+
+    /// A price change: the volume before it at the old tiers, what follows at the new ones, in one
+    /// pool that goes on. The row that crosses midnight is cut by time.
+    #[test]
+    fn a_price_change_is_two_ranges_of_one_pool(
+        rows in proptest::collection::vec((0_i64..30 * 1_440, 0_i64..40_000_000_000), 1..30),
+        crossing in (1_i64..60, 0_i64..1_000_000_000),
+        change in 2_u8..29,
+        bound in 1_u64..200,
+        prices in proptest::array::uniform4(0_u64..3_000_000_000),
+    ) {
+        let tiers = |one: u64, two: u64| {
+            let price = |nanos: u64| Nanos(i128::from(nanos)).to_string();
+            format!(
+                "tiers = [{{ to = {bound}, price = \"{}\" }}, {{ price = \"{}\" }}]\n",
+                price(one), price(two)
+            )
+        };
+        let head = "[[skus]]\nid = \"out\"\nleg = \"client\"\ndirection = \"tx\"\n\
+                    unit_bytes = 1000000000\n";
+        let day = format!("2026-11-{change:02}");
+        let book = book(&format!(
+            "currency = \"USD\"\ntimezone = \"America/New_York\"\n\
+             {head}until = \"{day}\"\n{}{head}from = \"{day}\"\n{}",
+            tiers(prices[0], prices[1]), tiers(prices[2], prices[3]),
+        ));
+        let (first, at) = (start(&book, "2026-11-01"), start(&book, &day));
+        let mut list: Vec<UsageRow> = rows
+            .iter()
+            .map(|&(minute, bytes)| sent("a", first + minute * 60, bytes))
+            .collect();
+        let mut cut = sent("b", at - crossing.0, crossing.1);
+        cut.period.end = at + (60 - crossing.0);
+        list.push(cut);
+        let shares = allocate(
+            i128::from(crossing.1),
+            &[i128::from(crossing.0), i128::from(60 - crossing.0)],
+        )
+        .unwrap();
+        let mut volumes = [BigInt::from(shares[0]), BigInt::from(shares[1])];
+        for row in &list[..rows.len()] {
+            volumes[usize::from(row.period.start >= at)] += row.wire_bytes;
+        }
+        let unit = BigInt::from(1_000_000_000_u64);
+        let edge = BigInt::from(bound) * &unit;
+        let (middle, end) = (volumes[0].clone(), &volumes[0] + &volumes[1]);
+        let mut expected = BigInt::ZERO;
+        for (from, to, one, two) in [
+            (BigInt::ZERO, middle.clone(), prices[0], prices[1]),
+            (middle, end, prices[2], prices[3]),
+        ] {
+            let below = (to.clone().min(edge.clone()) - from.clone().min(edge.clone())).max(BigInt::ZERO);
+            let above = &to - &from - &below;
+            expected += oracle_division(&(below * one), &unit);
+            expected += oracle_division(&(above * two), &unit);
+        }
+        let usage = usage(list);
+        let bill = rated(&book, &usage, "2026-11");
+        check(&bill, &usage);
+        prop_assert_eq!(BigInt::from(cost(&bill).0), expected);
+    }
 }
