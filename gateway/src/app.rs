@@ -24,8 +24,9 @@ use prometheus_client::registry::Registry;
 use crate::{
     access_log::AccessLog,
     admin::{Admin, token::Token},
-    attribution::Claims,
+    attribution::{Claims, Watermarks},
     budget::{BudgetThread, Budgets},
+    class::Classes,
     collector::{Collector, CollectorThread},
     config::{self, Attach, Config, KernelLog, ListenerIndex, Observe, PushSink, UpstreamIndex},
     connections::{self, Connections, Watcher, WatcherThread},
@@ -70,6 +71,7 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
     ledger.push_to(config.push.iter().map(PushSink::outbox).collect());
     let push_view = PushView::default();
     let owners = Arc::new(Owners::new(ledger.owners()?, Box::new(ledger.clone())));
+    let classes = Arc::new(Classes::new(ledger.classes()?, Box::new(ledger.clone())));
     let claims = Arc::new(Claims::default());
     let view = Arc::new(Mutex::new(WireView::default()));
 
@@ -79,7 +81,7 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
             lock(&view).ledger_error = Some(reason.clone());
             Err(reason)
         }
-        None => observe(&config, &owners, &claims)?,
+        None => observe(&config, &ledger, &owners, &classes, &claims)?,
     };
     if let Err(reason) = &observed {
         lock(&view).degraded = Some(reason.clone());
@@ -106,6 +108,7 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
     registry.register_collector(Box::new(WireMetrics::new(
         Arc::clone(&view),
         Arc::clone(&owners),
+        Arc::clone(&classes),
         config.prices.clone(),
     )));
     if !config.push.is_empty() {
@@ -220,7 +223,9 @@ struct Observed {
 /// Starts the kernel side; the inner error is why the gateway runs degraded.
 fn observe(
     config: &Config,
+    ledger: &Ledger,
     owners: &Arc<Owners>,
+    classes: &Classes,
     claims: &Arc<Claims>,
 ) -> anyhow::Result<Result<Observed, String>> {
     let Some(observe) = &config.observe else {
@@ -228,7 +233,7 @@ fn observe(
             "observe is absent or disabled in the configuration".into()
         ));
     };
-    match observe_interfaces(config, observe, owners, claims) {
+    match observe_interfaces(config, observe, ledger, owners, classes, claims) {
         Ok(observed) => Ok(Ok(observed)),
         Err(error) if observe.required => {
             Err(error.context("observe.required is true and the kernel side does not work"))
@@ -240,7 +245,9 @@ fn observe(
 fn observe_interfaces(
     config: &Config,
     observe: &Observe,
+    ledger: &Ledger,
     owners: &Arc<Owners>,
+    classes: &Classes,
     claims: &Arc<Claims>,
 ) -> anyhow::Result<Observed> {
     let mut kernel = Kernel::load(&kernel_options(observe))?;
@@ -258,6 +265,8 @@ fn observe_interfaces(
     let (socket_slots, flows) = (kernel.socket_slots.try_clone()?, kernel.flows.try_clone()?);
     let slots = Slots::open(&kernel.slots, socket_slots, flows, kernel.slots_len)
         .context("cannot map the connection slots")?;
+    begin_epoch(&kernel, &slots, ledger, owners, classes)?;
+    set_classes(&kernel, config, classes)?;
     let meter = Meter::new(
         Some(Arc::clone(&slots)),
         Arc::clone(owners),
@@ -331,6 +340,44 @@ fn watch_connections(
         .transpose()
         .context("cannot start the reader of kernel events")?;
     Ok((connections, watcher))
+}
+
+/// Ties the ledger to the kernel's counters before anything new is counted: what they held under
+/// another ledger is not posted to this one, and the numbers they bear are not given again.
+fn begin_epoch(
+    kernel: &Kernel,
+    slots: &Slots,
+    ledger: &Ledger,
+    owners: &Owners,
+    classes: &Classes,
+) -> anyhow::Result<()> {
+    let reading = kernel.maps.read()?;
+    let opening = Watermarks {
+        accounts: reading.accounts,
+        interfaces: reading.interfaces,
+    };
+    let used = opening != Watermarks::default();
+    if ledger.begin_epoch(&kernel.epoch, &opening)? && used {
+        log::warn!(
+            "the kernel's counters belong to another ledger: this one begins with what they gain \
+             from now on"
+        );
+    }
+    let (owner, class) = kernel.maps.highest_numbers()?;
+    owners.start_above(owner.max(slots.highest_owner()));
+    classes.start_above(crate::class::ClassId(class));
+    Ok(())
+}
+
+/// Numbers the configured classes and tells the kernel their prefixes.
+fn set_classes(kernel: &Kernel, config: &Config, classes: &Classes) -> anyhow::Result<()> {
+    let mut prefixes = Vec::new();
+    for class in &config.classes {
+        let id = classes.intern(class.name.as_str())?;
+        prefixes.extend(class.cidrs.iter().map(|cidr| (*cidr, id)));
+    }
+    kernel.maps.set_classes(&prefixes)?;
+    Ok(())
 }
 
 /// What the configuration asks of the kernel side.

@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 
 use flow_abi::{Direction, InterfaceCells, cell};
 
-use crate::owner::OwnerId;
+use crate::{class::ClassId, owner::OwnerId};
 
 /// One line of the ledger: what an owner moved on an interface, in one direction. Signed, because
 /// claiming takes from *unclaimed* what an earlier posting gave it.
@@ -68,6 +68,8 @@ pub struct PostingKey {
     pub direction: Direction,
     /// Owner.
     pub owner: OwnerId,
+    /// Class of the remote addresses.
+    pub class: ClassId,
 }
 
 /// Where bytes outside every account go.
@@ -123,9 +125,14 @@ pub fn attribute(
     for (key, account) in &counters.accounts {
         match watermarks.advance_account(*key, account) {
             Ok((rx, tx)) => {
-                let owner = OwnerId(key.owner);
                 for (direction, amount) in [(Direction::Rx, rx), (Direction::Tx, tx)] {
-                    post(&mut postings, key.ifindex, direction, owner, &amount);
+                    let key = PostingKey {
+                        ifindex: key.ifindex,
+                        direction,
+                        owner: OwnerId(key.owner),
+                        class: ClassId(key.class),
+                    };
+                    post(&mut postings, key, &amount);
                 }
             }
             Err(regression) => regressions.push(regression),
@@ -142,38 +149,29 @@ pub fn attribute(
         let negative = Amount {
             wire_bytes: -amount.wire_bytes,
             frames: -amount.frames,
+            l4_payload_bytes: -amount.l4_payload_bytes,
             ..Amount::default()
         };
-        let key = claim.key;
-        post(&mut postings, key.ifindex, Direction::Rx, key.to, &amount);
-        post(
-            &mut postings,
-            key.ifindex,
-            Direction::Rx,
-            key.from,
-            &negative,
-        );
+        for (owner, amount) in [(claim.key.to, &amount), (claim.key.from, &negative)] {
+            let key = PostingKey {
+                ifindex: claim.key.ifindex,
+                direction: Direction::Rx,
+                owner,
+                class: claim.key.class,
+            };
+            post(&mut postings, key, amount);
+        }
     }
-    postings.amounts.retain(|_, amount| !amount.is_zero());
     (postings, regressions)
 }
 
-fn post(
-    postings: &mut Postings,
-    ifindex: u32,
-    direction: Direction,
-    owner: OwnerId,
-    amount: &Amount,
-) {
-    postings
-        .amounts
-        .entry(PostingKey {
-            ifindex,
-            direction,
-            owner,
-        })
-        .or_default()
-        .add(amount);
+/// An amount that a claim takes away again stays, as a line of zeros: its account has moved, and
+/// the ledger keeps marks of the accounts it has lines of.
+fn post(postings: &mut Postings, key: PostingKey, amount: &Amount) {
+    if amount.is_zero() {
+        return;
+    }
+    postings.amounts.entry(key).or_default().add(amount);
 }
 
 fn post_cells(postings: &mut Postings, ifindex: u32, delta: &InterfaceCells) {

@@ -12,6 +12,7 @@
 mod billing;
 mod book;
 mod check;
+mod class;
 mod diff;
 mod fields;
 mod listing;
@@ -41,6 +42,7 @@ use crate::money::{Currency, Rate};
 pub use crate::owner::Leg;
 
 pub use self::billing::PushSink;
+pub use self::class::{Cidr, CidrError};
 pub use self::diff::{Change, Effect};
 pub use self::name::Name;
 pub use self::pattern::{HostPattern, PathPattern, TenantRule};
@@ -63,6 +65,9 @@ pub struct Config {
     pub upstreams: Vec<Upstream>,
     /// At least one; a [`RouteIndex`] points here.
     pub routes: Vec<Route>,
+    /// Classes of remote addresses. Longest prefix wins over all of them; an address in none is
+    /// of class [`crate::class::DEFAULT_NAME`].
+    pub classes: Vec<Class>,
     /// What bytes cost; `None` when absent: bytes are counted but not priced.
     pub prices: Option<Prices>,
     /// For how long rows of the ledger keep their grain.
@@ -326,6 +331,15 @@ pub struct Route {
 
 /// What stands for the file name of a book that `[prices]` itself is.
 pub(crate) const SHORTHAND: &str = "[prices]";
+
+/// A class of remote addresses: what a byte costs depends on where it goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Class {
+    /// Unique among classes.
+    pub name: Name,
+    /// Not empty; no prefix is in two classes.
+    pub cidrs: Vec<Cidr>,
+}
 
 /// What bytes cost.
 #[derive(Clone, Debug)]

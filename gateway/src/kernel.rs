@@ -6,6 +6,7 @@
 
 mod attach;
 mod batch;
+mod classes;
 pub mod events;
 mod layout;
 mod maps;
@@ -220,6 +221,10 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<Maps, KernelError> {
         take(ebpf, name::INTERFACES)?,
         take(ebpf, name::ORPHANS)?,
         take(ebpf, name::ENDPOINTS)?,
+        [
+            take(ebpf, name::CLASSES)?,
+            take(ebpf, name::CLASS_GENERATION)?,
+        ],
     )
     .map_err(|error| map_error("possible CPUs", error))
 }
@@ -267,6 +272,7 @@ fn take(ebpf: &mut Ebpf, map: &'static str) -> Result<MapData, KernelError> {
         | Map::PerCpuHashMap(data)
         | Map::Array(data)
         | Map::PerCpuArray(data)
+        | Map::LpmTrie(data)
         | Map::SkStorage(data) => Ok(data),
         other => Err(map_error(map, format!("has an unexpected type: {other:?}"))),
     }

@@ -17,6 +17,7 @@ pub mod admin;
 pub mod app;
 pub mod attribution;
 pub mod budget;
+pub mod class;
 pub mod collector;
 pub mod config;
 pub mod connections;

@@ -203,6 +203,12 @@ impl Owners {
         Ok(id)
     }
 
+    /// Gives no number up to this one any more: kernel counters of a lost ledger bear them.
+    pub fn start_above(&self, highest: u32) {
+        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        inner.next = inner.next.max(highest.saturating_add(1));
+    }
+
     /// What a number stands for; None for a number of a lost store.
     #[must_use]
     pub fn get(&self, id: OwnerId) -> Option<Owner> {

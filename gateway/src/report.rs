@@ -6,6 +6,7 @@ use flow_abi::Direction;
 
 use crate::{
     attribution::Amount,
+    class::Classes,
     config::{Config, Prices},
     ledger::{Balances, Ledger},
     money::Nanos,
@@ -85,8 +86,24 @@ pub fn render(config: &Config) -> anyhow::Result<String> {
              tiers, allowances and percentiles"
         )?;
     }
+    let known = Classes::new(ledger.classes()?, Box::new(ledger.clone()));
+    classes(&mut out, &known, &balances)?;
     conservation(&mut out, &owners, &balances, attributed)?;
     Ok(out)
+}
+
+/// What went to which class of remote addresses; nothing while there is only one.
+fn classes(out: &mut String, known: &Classes, balances: &Balances) -> std::fmt::Result {
+    let mut sums: BTreeMap<String, [i64; 2]> = BTreeMap::new();
+    for (_, direction, _, class, amount) in balances.by_class() {
+        sums.entry(known.name(class)).or_default()[direction as usize] += amount.wire_bytes;
+    }
+    if sums.len() > 1 {
+        for (class, [rx, tx]) in &sums {
+            writeln!(out, "class {class}: received {rx} B, sent {tx} B")?;
+        }
+    }
+    Ok(())
 }
 
 fn lines(

@@ -17,7 +17,7 @@ use std::{
 
 use flow_abi::{FlowCounters, FlowKey, RANGES, Range, Slot, SocketSlot, closed};
 
-use crate::owner::OwnerId;
+use crate::{class::ClassId, owner::OwnerId};
 
 /// A closed connection's slot is given away again after this much silence: its last
 /// retransmits must still find their ranges.
@@ -41,8 +41,8 @@ pub struct Slots {
 
 struct Book {
     free: VecDeque<u32>,
-    /// Closed here, or left by an earlier process; may still send.
-    closing: Vec<u32>,
+    /// Closed here, or left by an earlier process; may still send. With the time it was closed.
+    closing: Vec<(u32, u64)>,
 }
 
 /// What a new connection's slot starts with.
@@ -64,11 +64,26 @@ pub struct Opening {
 pub struct Claimed {
     /// Interface they came by.
     pub ifindex: u32,
+    /// Class of the remote address.
+    pub class: ClassId,
     /// Wire bytes.
     pub bytes: u64,
     /// Frames.
     pub frames: u64,
+    /// Layer-4 payload bytes.
+    pub payload_bytes: u64,
 }
+
+/// A request's hold on what its connection receives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hold {
+    sequence: u64,
+    /// Wire bytes received for owners, this request's not among them.
+    before: u64,
+}
+
+/// Holds whose end is remembered: a request may still ask after the next ones have begun.
+const ENDS: usize = 4;
 
 /// A range that was appended, to be read back.
 #[derive(Clone, Copy, Debug)]
@@ -98,6 +113,8 @@ pub struct Connection {
     active: bool,
     /// What had been received before the slot was given; part of the slot's counters once bound.
     unbound: Claimed,
+    /// The kernel was binding the flow when `unbound` was read: its counters are the slot's.
+    binding: bool,
     state: Mutex<State>,
     overhead: OwnerId,
 }
@@ -106,6 +123,9 @@ struct State {
     /// What of the slot's unclaimed bytes has been claimed.
     claimed: Claimed,
     handshake_taken: bool,
+    /// Holds ever taken, and where the last few ended because another one began.
+    holds: u64,
+    ends: [u64; ENDS],
     last_sender: Option<OwnerId>,
     last_ticket: RangeTicket,
 }
@@ -133,7 +153,7 @@ impl Slots {
             if generation == 0 {
                 book.free.push_back(index)
             } else {
-                book.closing.push(index)
+                book.closing.push((index, now_ns()))
             }
         }
         Ok(Arc::new(Self {
@@ -185,7 +205,10 @@ impl Slots {
                 tx_lost_range_bytes: 0,
                 rx_handshake_bytes: 0,
                 rx_handshake_frames: 0,
-                reserved: 0,
+                rx_unclaimed_payload_bytes: 0,
+                rx_handshake_payload_bytes: 0,
+                class: 0,
+                reserved: [0; 13],
                 ranges: [Range::default(); RANGES],
             });
             fence(Ordering::Release);
@@ -203,14 +226,15 @@ impl Slots {
         }
         // From here on a frame that carries payload binds the flow to the slot. What came before
         // waits in the flow, and is final: read it now.
-        let unbound = if opening.claims_unbound {
-            self.unbound(&opening)
+        let (unbound, binding) = if opening.claims_unbound {
+            self.unbound(&opening, generation)
         } else {
-            Claimed::default()
+            (Claimed::default(), false)
         };
         Some(Arc::new(Connection {
             slots: Arc::clone(self),
             unbound,
+            binding,
             index,
             fd,
             active: opening.active,
@@ -218,6 +242,8 @@ impl Slots {
             state: Mutex::new(State {
                 claimed: Claimed::default(),
                 handshake_taken: false,
+                holds: 0,
+                ends: [0; ENDS],
                 last_sender: None,
                 last_ticket: RangeTicket {
                     sequence: 0,
@@ -227,10 +253,11 @@ impl Slots {
         }))
     }
 
-    /// Payload-carrying frames a flow received before it was bound.
-    fn unbound(&self, opening: &Opening) -> Claimed {
+    /// Payload-carrying frames a flow received before it was bound, and whether binding it has
+    /// begun.
+    fn unbound(&self, opening: &Opening, generation: u64) -> (Claimed, bool) {
         let Some((local, remote)) = opening.addresses else {
-            return Claimed::default();
+            return (Claimed::default(), false);
         };
         for ifindex in self.interfaces.get().into_iter().flatten() {
             let key = FlowKey {
@@ -243,14 +270,33 @@ impl Slots {
                 reserved: [0; 3],
             };
             if let Some(flow) = bpf_lookup_flow(&self.flows, &key) {
-                return Claimed {
+                let unbound = Claimed {
                     ifindex: *ifindex,
+                    class: ClassId(flow.class),
                     bytes: flow.rx_unbound_bytes,
                     frames: flow.rx_unbound_frames,
+                    payload_bytes: flow.rx_unbound_payload_bytes,
                 };
+                return (unbound, flow.slot_generation == generation);
             }
         }
-        Claimed::default()
+        (Claimed::default(), false)
+    }
+
+    /// The highest owner number in any slot, for numbers a lost ledger gave.
+    #[must_use]
+    pub fn highest_owner(&self) -> u32 {
+        let mut highest = 0;
+        for index in 0..self.memory.len {
+            // SAFETY: in range; plain data that others write, hence volatile.
+            let slot = unsafe { self.memory.slot(index).read_volatile() };
+            if slot.generation != 0 {
+                let owners = slot.ranges.iter().map(|range| range.owner);
+                let owners = owners.chain([slot.rx_owner, slot.overhead_owner]);
+                highest = owners.fold(highest, u32::max);
+            }
+        }
+        highest
     }
 
     /// Frees the slots of connections that have closed and gone quiet. Returns `(in use, free)`.
@@ -258,18 +304,21 @@ impl Slots {
         let now = now_ns();
         let mut book = self.book();
         let mut freed = Vec::new();
-        book.closing.retain(|index| {
+        book.closing.retain(|(index, retired)| {
             let slot = self.memory.slot(*index);
             // SAFETY: in range; plain data the kernel also writes, hence volatile.
-            let (ends, last) = unsafe {
+            let (ends, last, bound) = unsafe {
                 (
                     (&raw const (*slot).closed).read_volatile(),
                     (&raw const (*slot).last_ns).read_volatile(),
+                    (&raw const (*slot).ifindex).read_volatile() != 0,
                 )
             };
             let both = closed::FIN_RX | closed::FIN_TX;
-            let done = ends & closed::RST != 0 || ends & both == both;
-            let quiet = now.saturating_sub(last);
+            // A connection that never met its flow has no retransmits to come: it is on an
+            // interface nobody observes, or was closed before it carried a byte.
+            let done = ends & closed::RST != 0 || ends & both == both || !bound;
+            let quiet = now.saturating_sub(last.max(*retired));
             let free = quiet > if done { QUIET_NS } else { SILENT_NS };
             if free {
                 freed.push(*index);
@@ -311,7 +360,7 @@ impl Slots {
     }
 
     fn retire(&self, index: u32) {
-        self.book().closing.push(index);
+        self.book().closing.push((index, now_ns()));
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {
@@ -368,24 +417,66 @@ impl Connection {
 
     /// From now on, received payload belongs to `owner`. Returns what came before and nobody had
     /// claimed: the head of this very request.
-    pub fn claim(&self, owner: OwnerId) -> Claimed {
+    pub fn claim(&self, owner: OwnerId) -> (Hold, Claimed) {
+        let mut state = self.state();
+        let before = self.received_for_owner();
+        let ended = ring(state.holds);
+        state.ends[ended] = before;
+        state.holds += 1;
+        let hold = Hold {
+            sequence: state.holds,
+            before,
+        };
         // Before reading, so that a frame between the two is claimed by the next request at the
         // latest, and by nobody twice.
-        // SAFETY: ours to write.
+        // SAFETY: ours to write, under `state`.
         unsafe { (&raw mut (*self.slot()).rx_owner).write_volatile(owner.0) };
-        self.take_unclaimed()
+        (hold, self.take(&mut state))
     }
 
-    /// Received payload is nobody's again, until the next claim.
-    pub fn release(&self) {
-        // SAFETY: ours to write.
-        unsafe { (&raw mut (*self.slot()).rx_owner).write_volatile(0) };
+    /// Received payload is nobody's again, until the next claim; nothing happens when that one
+    /// has been made: a pooled connection may go to the next request before this one has ended.
+    pub fn release(&self, hold: Hold) {
+        let state = self.state();
+        if state.holds == hold.sequence {
+            // SAFETY: ours to write, under `state`.
+            unsafe { (&raw mut (*self.slot()).rx_owner).write_volatile(0) };
+        }
+    }
+
+    /// Wire bytes received under a hold so far, or to its end.
+    #[must_use]
+    pub fn received_under(&self, hold: Hold) -> u64 {
+        let state = self.state();
+        let later = state.holds - hold.sequence;
+        let end = if later == 0 {
+            self.received_for_owner()
+        } else if later <= ENDS as u64 {
+            state.ends[ring(hold.sequence)]
+        } else {
+            // Too many since: what it received is known no more, and none is the safe answer.
+            hold.before
+        };
+        end - hold.before
     }
 
     /// Takes what has been received and not claimed since the last time.
     pub fn take_unclaimed(&self) -> Claimed {
-        let mut state = self.state();
+        self.take(&mut self.state())
+    }
+
+    fn take(&self, state: &mut State) -> Claimed {
         let slot = self.slot();
+        if self.binding {
+            // A matter of nanoseconds on another CPU; the bound is for a kernel that stops.
+            for _ in 0..10_000 {
+                // SAFETY: in range; the kernel writes it, hence volatile.
+                if unsafe { (&raw const (*slot).ifindex).read_volatile() } != 0 {
+                    break;
+                }
+                std::hint::spin_loop();
+            }
+        }
         // SAFETY: in range; the kernel adds to these counters, hence volatile. The interface is
         // written last at binding, so once it is seen the counters hold the unbound bytes.
         let now = unsafe {
@@ -393,18 +484,28 @@ impl Connection {
                 0 => self.unbound,
                 ifindex => {
                     fence(Ordering::Acquire);
+                    // Bytes first: the kernel adds them last, so the others are no less.
+                    let bytes = (&raw const (*slot).rx_unclaimed_bytes).read_volatile();
+                    fence(Ordering::Acquire);
                     Claimed {
                         ifindex,
-                        bytes: (&raw const (*slot).rx_unclaimed_bytes).read_volatile(),
+                        class: ClassId((&raw const (*slot).class).read_volatile()),
+                        bytes,
                         frames: (&raw const (*slot).rx_unclaimed_frames).read_volatile(),
+                        payload_bytes: (&raw const (*slot).rx_unclaimed_payload_bytes)
+                            .read_volatile(),
                     }
                 }
             }
         };
         let taken = Claimed {
             ifindex: now.ifindex,
+            class: now.class,
             bytes: now.bytes.saturating_sub(state.claimed.bytes),
             frames: now.frames.saturating_sub(state.claimed.frames),
+            payload_bytes: now
+                .payload_bytes
+                .saturating_sub(state.claimed.payload_bytes),
         };
         state.claimed = now;
         taken
@@ -418,8 +519,10 @@ impl Connection {
         let now = unsafe {
             Claimed {
                 ifindex: (&raw const (*slot).ifindex).read_volatile(),
+                class: ClassId((&raw const (*slot).class).read_volatile()),
                 bytes: (&raw const (*slot).rx_handshake_bytes).read_volatile(),
                 frames: (&raw const (*slot).rx_handshake_frames).read_volatile(),
+                payload_bytes: (&raw const (*slot).rx_handshake_payload_bytes).read_volatile(),
             }
         };
         if now.ifindex == 0 || state.handshake_taken || now.bytes == 0 {
@@ -505,6 +608,11 @@ impl Drop for Connection {
     fn drop(&mut self) {
         self.slots.retire(self.index);
     }
+}
+
+/// Where a hold's end is remembered.
+fn ring(sequence: u64) -> usize {
+    usize::try_from(sequence % ENDS as u64).unwrap_or(0)
 }
 
 fn ring_index(sequence: u64) -> usize {

@@ -8,6 +8,19 @@ pub struct AccountKey {
     pub owner: u32,
     /// Interface index the frames crossed.
     pub ifindex: u32,
+    /// Class of the remote address: what [`ClassKey`] said of it; [`crate::CLASS_DEFAULT`] is
+    /// in no class.
+    pub class: u32,
+}
+
+/// Key of the class table, a longest-prefix-match trie over remote addresses.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ClassKey {
+    /// Leading bits of `address` that count.
+    pub prefix_len: u32,
+    /// Network byte order; IPv4 is mapped, its prefix lengths 96 more.
+    pub address: [u8; 16],
 }
 
 /// Cumulative counters of one owner on one interface. Per CPU: plain additions suffice.

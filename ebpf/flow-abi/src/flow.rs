@@ -40,6 +40,8 @@ pub struct FlowCounters {
     pub rx_unbound_bytes: u64,
     /// Frames counted in `rx_unbound_bytes`.
     pub rx_unbound_frames: u64,
+    /// Layer-4 payload bytes counted in `rx_unbound_bytes`.
+    pub rx_unbound_payload_bytes: u64,
     /// Coarse monotonic time of the first frame, nanoseconds.
     pub first_ns: u64,
     /// Coarse monotonic time of the last frame, nanoseconds.
@@ -60,6 +62,10 @@ pub struct FlowCounters {
     pub srtt_us: u32,
     /// Windowed minimum round-trip time, microseconds; 0 when unknown.
     pub min_rtt_us: u32,
+    /// Class of the remote address, valid while `class_generation` is the table's.
+    pub class: u32,
+    /// Generation of the class table that `class` was asked of.
+    pub class_generation: u32,
 }
 
 /// TCP flags seen on a flow: the low byte received, the next byte sent.

@@ -5,8 +5,10 @@ use core::mem::{align_of, offset_of, size_of};
 use crate::*;
 
 const _: () = {
-    assert!(size_of::<AccountKey>() == 8);
+    assert!(size_of::<AccountKey>() == 12);
     assert!(size_of::<Account>() == 72);
+    // aya's packed LPM key over sixteen bytes.
+    assert!(size_of::<ClassKey>() == 20 && offset_of!(ClassKey, address) == 4);
     assert!(size_of::<Cell>() == 16);
     assert!(size_of::<InterfaceCells>() == 256);
 
@@ -15,8 +17,8 @@ const _: () = {
     assert!(offset_of!(FlowKey, ifindex) == 36);
     assert!(offset_of!(FlowKey, protocol) == 40);
 
-    assert!(size_of::<FlowCounters>() == 120 && align_of::<FlowCounters>() == 8);
-    assert!(offset_of!(FlowCounters, slot) == 96);
+    assert!(size_of::<FlowCounters>() == 136 && align_of::<FlowCounters>() == 8);
+    assert!(offset_of!(FlowCounters, slot) == 104);
 
     assert!(size_of::<EndpointKey>() == 20);
     assert!(size_of::<Endpoint>() == 8);
@@ -26,9 +28,9 @@ const _: () = {
     assert!(offset_of!(Slot, rx_owner) == 16);
     assert!(offset_of!(Slot, srtt_us) == 32);
     assert!(offset_of!(Slot, last_ns) == 48);
-    assert!(offset_of!(Slot, ranges) == 128);
-    // A power of two, so that a slot never straddles more pages than it must.
-    assert!(size_of::<Slot>() == 1024);
+    assert!(offset_of!(Slot, ranges) == 192);
+    // Whole cache lines: two connections never share one.
+    assert!(size_of::<Slot>() == 1088 && size_of::<Slot>() % 64 == 0);
 };
 
 #[cfg(feature = "user")]
@@ -38,6 +40,8 @@ mod pod {
     // SAFETY: each type is repr(C), has no padding (the sizes above are the sums of the fields)
     // and is valid for every bit pattern.
     unsafe impl aya::Pod for AccountKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for ClassKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Account {}
     // SAFETY: as above.

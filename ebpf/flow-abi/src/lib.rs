@@ -27,17 +27,20 @@ pub mod flow;
 mod layout;
 pub mod slot;
 
-pub use account::{Account, AccountKey, Cell, Direction, InterfaceCells, cell};
+pub use account::{Account, AccountKey, Cell, ClassKey, Direction, InterfaceCells, cell};
 pub use connection::{Connection, KernelLayout, Process, via};
 pub use event::{ConnectionEvent, DropCount, DropKey, EventHead, PacketEvent, kind};
 pub use flow::{Endpoint, EndpointKey, FlowCounters, FlowKey, flow_flag, side};
 pub use slot::{RANGES, Range, Slot, SocketSlot, closed};
 
 /// Version of every layout below. Part of the pin path.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 3;
 
 /// The owner of frames that belong to no gateway connection.
 pub const OWNER_FOREIGN: u32 = 0;
+
+/// The class of remote addresses that no configured prefix holds.
+pub const CLASS_DEFAULT: u32 = 0;
 
 /// Names of the maps and programs in the object.
 pub mod name {
@@ -49,6 +52,11 @@ pub mod name {
     pub const INTERFACES: &str = "INTERFACES";
     /// HASH [`crate::EndpointKey`] → [`crate::Endpoint`].
     pub const ENDPOINTS: &str = "ENDPOINTS";
+    /// LPM_TRIE [`crate::ClassKey`] → class number: the class of a remote address.
+    pub const CLASSES: &str = "CLASSES";
+    /// ARRAY of one u32: generation of the class table. A flow that remembers another one asks
+    /// again.
+    pub const CLASS_GENERATION: &str = "CLASS_GENERATION";
     /// Memory-mapped ARRAY of [`crate::Slot`].
     pub const SLOTS: &str = "SLOTS";
     /// SK_STORAGE of [`crate::SocketSlot`].

@@ -89,8 +89,14 @@ pub struct Slot {
     pub rx_handshake_bytes: u64,
     /// Kernel: frames in `rx_handshake_bytes`.
     pub rx_handshake_frames: u64,
+    /// Kernel: layer-4 payload bytes in `rx_unclaimed_bytes`.
+    pub rx_unclaimed_payload_bytes: u64,
+    /// Kernel: layer-4 payload bytes in `rx_handshake_bytes`.
+    pub rx_handshake_payload_bytes: u64,
+    /// Kernel: class of the remote address when the connection was bound.
+    pub class: u32,
     /// Zero.
-    pub reserved: u64,
+    pub reserved: [u32; 13],
     /// The ring of ranges.
     pub ranges: [Range; RANGES],
 }

@@ -11,12 +11,15 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use flow_abi::{
-    Account, AccountKey, Direction, Endpoint, EndpointKey, FlowCounters, FlowKey, InterfaceCells,
-    Slot, cell, closed, flow_flag, side,
+    Account, AccountKey, ClassKey, Direction, Endpoint, EndpointKey, FlowCounters, FlowKey,
+    InterfaceCells, Slot, cell, closed, flow_flag, side,
 };
 
 use crate::{
-    maps::{ACCOUNTS, ENDPOINTS, FLOWS, INTERFACES, ORPHANS, add, live_slot, socket_slot},
+    maps::{
+        ACCOUNTS, CLASS_GENERATION, CLASSES, ENDPOINTS, FLOWS, INTERFACES, ORPHANS, add, live_slot,
+        socket_slot, swap, take,
+    },
     parse::{self, Parsed, TCP},
     ranges,
 };
@@ -47,6 +50,9 @@ pub struct Wire {
     pub segment: u64,
     pub header_len: u64,
     pub retransmit: u64,
+    pub ifindex: u32,
+    /// Class of the remote address.
+    pub class: u32,
 }
 
 /// `u64::div_ceil` without its panic: a reachable panic leaves the program without an exit, which
@@ -73,7 +79,13 @@ pub fn frame(ctx: &TcContext, direction: Direction) {
         )
     };
     let mut parsed = Parsed::empty();
-    let has_tuple = parse::parse(ctx, direction, &mut parsed);
+    let mut has_tuple = parse::parse(ctx, direction, &mut parsed);
+    // A header that does not fit the frame, or lies in its Ethernet padding, is none.
+    let end = parsed.ip_end;
+    if has_tuple && (parsed.header_len > len || end != 0 && parsed.header_len > end) {
+        has_tuple = false;
+        parsed.cell = cell::UNPARSABLE as u32;
+    }
 
     let mut wire = Wire {
         bytes: len as u64,
@@ -82,6 +94,8 @@ pub fn frame(ctx: &TcContext, direction: Direction) {
         segment: 1,
         header_len: parsed.header_len as u64,
         retransmit: 0,
+        ifindex,
+        class: 0,
     };
     if has_tuple && len > parsed.header_len {
         let after_header = (len - parsed.header_len) as u64;
@@ -97,11 +111,7 @@ pub fn frame(ctx: &TcContext, direction: Direction) {
             } else {
                 parsed.ip_end
             };
-            let payload = if end < parsed.header_len {
-                0
-            } else {
-                end - parsed.header_len
-            } as u64;
+            let payload = (end - parsed.header_len) as u64;
             // A length field that promises more than the frame holds is a lie: count what is here.
             wire.payload = if payload > after_header {
                 after_header
@@ -185,6 +195,9 @@ fn flow(key: &FlowKey) -> Option<*mut FlowCounters> {
 fn create(key: &FlowKey) -> u32 {
     let owners = endpoint(key);
     let fresh = FlowCounters {
+        rx_unbound_payload_bytes: 0,
+        class: 0,
+        class_generation: 0,
         rx_bytes: 0,
         rx_frames: 0,
         tx_bytes: 0,
@@ -240,6 +253,44 @@ fn endpoint(key: &FlowKey) -> Endpoint {
     }
 }
 
+/// The class of the flow's remote address: asked once, and once more when the table has changed.
+/// The gateway makes the table's generation 1 before it attaches, so 0 is never asked.
+#[inline(always)]
+unsafe fn class(flow: *mut FlowCounters, key: &FlowKey) -> u32 {
+    let generation = match CLASS_GENERATION.get(0) {
+        // SAFETY: a map value; the gateway writes it, hence volatile.
+        Some(generation) => unsafe { core::ptr::read_volatile(generation) },
+        None => 0,
+    };
+    // SAFETY: a live map value. Two CPUs that ask at once store the same answer.
+    unsafe {
+        // A gateway connection keeps its class to its end: what has been received and is claimed
+        // later must be found where it was put.
+        let asked = (*flow).class_generation;
+        if asked != generation && (asked == 0 || (*flow).overhead_owner == 0) {
+            (*flow).class = ask_class(key);
+            core::ptr::write_volatile(&raw mut (*flow).class_generation, generation);
+        }
+        (*flow).class
+    }
+}
+
+#[inline(never)]
+fn ask_class(key: &FlowKey) -> u32 {
+    let lookup = ClassKey {
+        prefix_len: 128,
+        address: key.remote,
+    };
+    // SAFETY: both are four bytes of length and sixteen of address, without padding.
+    let lookup = unsafe {
+        core::mem::transmute::<ClassKey, aya_ebpf::maps::lpm_trie::Key<[u8; 16]>>(lookup)
+    };
+    match CLASSES.get(&lookup) {
+        Some(class) => *class,
+        None => flow_abi::CLASS_DEFAULT,
+    }
+}
+
 /// Adds the frame to its flow, its slot and its account. Returns non-zero when an account could
 /// not be had; `wire` then holds what found no account.
 ///
@@ -266,8 +317,10 @@ unsafe fn count(
                 (*flow).overhead_owner = owners.overhead_owner;
                 (*flow).unclaimed_owner = owners.unclaimed_owner;
                 (*flow).slot_generation = 0;
+                (*flow).class_generation = 0;
                 (*flow).rx_unbound_bytes = 0;
                 (*flow).rx_unbound_frames = 0;
+                (*flow).rx_unbound_payload_bytes = 0;
                 (*flow).cookie = 0;
                 (*flow).flags = 0;
             }
@@ -278,6 +331,7 @@ unsafe fn count(
             };
             (*flow).flags |= flags << shift;
         }
+        wire.class = class(flow, &parsed.key);
         match direction {
             Direction::Rx => received(ctx, parsed, wire, flow, now),
             Direction::Tx => sent(ctx, parsed, wire, flow, now),
@@ -296,38 +350,59 @@ unsafe fn received(
     unsafe {
         add(&raw mut (*flow).rx_bytes, wire.bytes);
         add(&raw mut (*flow).rx_frames, wire.frames);
-        let mut owner = (*flow).overhead_owner;
-        // Nobody's flow, or a frame that carries nothing (ACK, SYN, FIN): the overhead's.
-        if parsed.key.protocol == TCP && owner != 0 {
+        if parsed.key.protocol == TCP && (*flow).overhead_owner != 0 {
             let mut slot = live_slot((*flow).slot, (*flow).slot_generation);
-            if slot.is_none() && wire.payload != 0 {
-                slot = bind_by_lookup(ctx, &parsed.key, flow);
+            let ends = parsed.tcp_flags as u32 & (flow_flag::FIN | flow_flag::RST) != 0;
+            if slot.is_none() && (wire.payload != 0 || ends) {
+                slot = bind_by_lookup(ctx, &parsed.key, flow, wire);
             }
             if let Some(slot) = slot {
                 note(slot, parsed, flow_flag::FIN, closed::FIN_RX, now);
             }
             if wire.payload != 0 {
-                owner = (*flow).unclaimed_owner;
-                match slot {
-                    Some(slot) => {
-                        let claimed = core::ptr::read_volatile(&raw const (*slot).rx_owner);
-                        if claimed != 0 {
-                            owner = claimed;
-                            add(&raw mut (*slot).rx_owned_bytes, wire.bytes);
-                            add(&raw mut (*slot).rx_owned_frames, wire.frames);
-                        } else {
-                            add(&raw mut (*slot).rx_unclaimed_bytes, wire.bytes);
-                            add(&raw mut (*slot).rx_unclaimed_frames, wire.frames);
-                        }
-                    }
-                    None => {
-                        add(&raw mut (*flow).rx_unbound_bytes, wire.bytes);
-                        add(&raw mut (*flow).rx_unbound_frames, wire.frames);
-                    }
-                }
+                return received_payload(flow, slot, wire);
             }
         }
-        credit_rx(owner, parsed.key.ifindex, wire)
+        // Nobody's flow, or a frame that carries nothing (ACK, SYN, FIN): the overhead's.
+        credit_rx((*flow).overhead_owner, wire)
+    }
+}
+
+/// Credits the payload's owner, then tells the slot (or, before there is one, the flow): a claim
+/// never moves bytes that no account has yet.
+#[inline(always)]
+unsafe fn received_payload(flow: *mut FlowCounters, slot: Option<*mut Slot>, wire: &Wire) -> u32 {
+    unsafe {
+        let Some(slot) = slot else {
+            if credit_rx((*flow).unclaimed_owner, wire) != 0 {
+                return 1;
+            }
+            add(&raw mut (*flow).rx_unbound_payload_bytes, wire.payload);
+            add(&raw mut (*flow).rx_unbound_frames, wire.frames);
+            add(&raw mut (*flow).rx_unbound_bytes, wire.bytes);
+            // Another CPU may have bound the flow since, and found less than this.
+            let generation = core::ptr::read_volatile(&raw const (*flow).slot_generation);
+            if let Some(slot) = live_slot((*flow).slot, generation) {
+                hand_over(flow, slot);
+            }
+            return 0;
+        };
+        let claimed = core::ptr::read_volatile(&raw const (*slot).rx_owner);
+        if claimed != 0 {
+            if credit_rx(claimed, wire) != 0 {
+                return 1;
+            }
+            add(&raw mut (*slot).rx_owned_frames, wire.frames);
+            add(&raw mut (*slot).rx_owned_bytes, wire.bytes);
+        } else {
+            if credit_rx((*flow).unclaimed_owner, wire) != 0 {
+                return 1;
+            }
+            add(&raw mut (*slot).rx_unclaimed_payload_bytes, wire.payload);
+            add(&raw mut (*slot).rx_unclaimed_frames, wire.frames);
+            add(&raw mut (*slot).rx_unclaimed_bytes, wire.bytes);
+        }
+        0
     }
 }
 
@@ -354,7 +429,7 @@ unsafe fn sent(
                     if slot.is_none()
                         && let Some(given) = socket_slot(sk)
                     {
-                        slot = bind(flow, parsed.key.ifindex, given.slot, given.generation);
+                        slot = bind(flow, wire, given.slot, given.generation);
                     }
                 }
                 // Request and time-wait sockets are not full: their frames carry no payload.
@@ -396,10 +471,10 @@ unsafe fn sent(
         if let Some(slot) = slot {
             note(slot, parsed, flow_flag::FIN, closed::FIN_TX, now);
             if wire.payload != 0 {
-                return ranges::split(slot, offset, parsed.key.ifindex, wire);
+                return ranges::split(slot, offset, wire);
             }
         }
-        credit_tx((*flow).overhead_owner, parsed.key.ifindex, wire)
+        credit_tx((*flow).overhead_owner, wire)
     }
 }
 
@@ -426,28 +501,58 @@ unsafe fn note(slot: *mut Slot, parsed: &Parsed, fin: u32, bit: u32, now: u64) {
 #[inline(always)]
 unsafe fn bind(
     flow: *mut FlowCounters,
-    ifindex: u32,
+    wire: &Wire,
     index: u32,
     generation: u64,
 ) -> Option<*mut Slot> {
     let slot = live_slot(index, generation)?;
     unsafe {
-        (*flow).slot = index;
-        (*flow).slot_generation = generation;
-        let (bytes, frames) = ((*flow).rx_unbound_bytes, (*flow).rx_unbound_frames);
-        if (*slot).claims_unbound != 0 {
-            add(&raw mut (*slot).rx_unclaimed_bytes, bytes);
-            add(&raw mut (*slot).rx_unclaimed_frames, frames);
-        } else {
-            add(&raw mut (*slot).rx_handshake_bytes, bytes);
-            add(&raw mut (*slot).rx_handshake_frames, frames);
+        // The index first: a reader that sees the generation finds its slot.
+        core::ptr::write_volatile(&raw mut (*flow).slot, index);
+        if swap(&raw mut (*flow).slot_generation, generation) == generation {
+            // Another CPU has bound it, or is about to have.
+            return Some(slot);
         }
-        (*flow).rx_unbound_bytes = 0;
-        (*flow).rx_unbound_frames = 0;
+        hand_over(flow, slot);
+        // How the connection ended, should it have done so before anybody saw its slot.
+        let flags = (*flow).flags;
+        let mut ends = 0;
+        if flags & flow_flag::FIN != 0 {
+            ends |= closed::FIN_RX;
+        }
+        if flags & flow_flag::FIN << flow_flag::TX_SHIFT != 0 {
+            ends |= closed::FIN_TX;
+        }
+        if flags & (flow_flag::RST | flow_flag::RST << flow_flag::TX_SHIFT) != 0 {
+            ends |= closed::RST;
+        }
+        if ends != 0 {
+            (*slot).closed |= ends;
+        }
+        (*slot).class = wire.class;
         // Last: tells the gateway that the counters above now hold what came before binding.
-        core::ptr::write_volatile(&raw mut (*slot).ifindex, ifindex);
+        core::ptr::write_volatile(&raw mut (*slot).ifindex, wire.ifindex);
     }
     Some(slot)
+}
+
+/// Moves what was received before binding into the slot, each byte once however many CPUs try.
+#[inline(always)]
+unsafe fn hand_over(flow: *mut FlowCounters, slot: *mut Slot) {
+    unsafe {
+        let bytes = take(&raw mut (*flow).rx_unbound_bytes);
+        let frames = take(&raw mut (*flow).rx_unbound_frames);
+        let payload = take(&raw mut (*flow).rx_unbound_payload_bytes);
+        if (*slot).claims_unbound != 0 {
+            add(&raw mut (*slot).rx_unclaimed_payload_bytes, payload);
+            add(&raw mut (*slot).rx_unclaimed_frames, frames);
+            add(&raw mut (*slot).rx_unclaimed_bytes, bytes);
+        } else {
+            add(&raw mut (*slot).rx_handshake_payload_bytes, payload);
+            add(&raw mut (*slot).rx_handshake_frames, frames);
+            add(&raw mut (*slot).rx_handshake_bytes, bytes);
+        }
+    }
 }
 
 /// At ingress a frame has no socket yet: look it up, for the few frames that come between accept
@@ -457,6 +562,7 @@ unsafe fn bind_by_lookup(
     ctx: &TcContext,
     key: &FlowKey,
     flow: *mut FlowCounters,
+    wire: &Wire,
 ) -> Option<*mut Slot> {
     // SAFETY: plain data; the mapped prefix tells the families apart.
     unsafe {
@@ -483,13 +589,17 @@ unsafe fn bind_by_lookup(
         let given = socket_slot(sk.cast());
         bpf_sk_release(sk.cast());
         let given = given?;
-        bind(flow, key.ifindex, given.slot, given.generation)
+        bind(flow, wire, given.slot, given.generation)
     }
 }
 
 #[inline(always)]
-fn account(owner: u32, ifindex: u32) -> Option<*mut Account> {
-    let key = AccountKey { owner, ifindex };
+fn account(owner: u32, wire: &Wire) -> Option<*mut Account> {
+    let key = AccountKey {
+        owner,
+        ifindex: wire.ifindex,
+        class: wire.class,
+    };
     if let Some(account) = ACCOUNTS.get_ptr_mut(&key) {
         return Some(account);
     }
@@ -498,8 +608,8 @@ fn account(owner: u32, ifindex: u32) -> Option<*mut Account> {
 }
 
 #[inline(never)]
-fn credit_rx(owner: u32, ifindex: u32, wire: &Wire) -> u32 {
-    let Some(account) = account(owner, ifindex) else {
+fn credit_rx(owner: u32, wire: &Wire) -> u32 {
+    let Some(account) = account(owner, wire) else {
         return 1;
     };
     // SAFETY: per CPU, so plain additions suffice.
@@ -513,8 +623,8 @@ fn credit_rx(owner: u32, ifindex: u32, wire: &Wire) -> u32 {
 
 /// One body, called from every range of a segment: inlining it sixteen times would not verify.
 #[inline(never)]
-pub fn credit_tx(owner: u32, ifindex: u32, wire: &Wire) -> u32 {
-    let Some(account) = account(owner, ifindex) else {
+pub fn credit_tx(owner: u32, wire: &Wire) -> u32 {
+    let Some(account) = account(owner, wire) else {
         return 1;
     };
     // SAFETY: per CPU, so plain additions suffice.

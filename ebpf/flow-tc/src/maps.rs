@@ -5,7 +5,7 @@ use aya_ebpf::{
     btf_maps::SkStorage,
     helpers::generated::bpf_sk_storage_get,
     macros::{btf_map, map},
-    maps::{Array, HashMap, PerCpuArray, PerCpuHashMap},
+    maps::{Array, HashMap, LpmTrie, PerCpuArray, PerCpuHashMap},
 };
 use flow_abi::{
     Account, AccountKey, Cell, Endpoint, EndpointKey, FlowCounters, FlowKey, InterfaceCells, Slot,
@@ -27,6 +27,13 @@ pub static INTERFACES: PerCpuHashMap<u32, InterfaceCells> =
 
 #[map]
 pub static ENDPOINTS: HashMap<EndpointKey, Endpoint> = HashMap::with_max_entries(1 << 12, 0);
+
+// The trie is never preallocated: this many prefixes at most.
+#[map]
+pub static CLASSES: LpmTrie<[u8; 16], u32> = LpmTrie::with_max_entries(1 << 16, 0);
+
+#[map]
+pub static CLASS_GENERATION: Array<u32> = Array::with_max_entries(1, 0);
 
 #[map]
 pub static SLOTS: Array<Slot> = Array::with_max_entries(1 << 14, BPF_F_MMAPABLE);
@@ -66,6 +73,28 @@ pub fn live_slot(index: u32, generation: u64) -> Option<*mut Slot> {
     // SAFETY: a checked array element; the gateway writes it concurrently, hence volatile.
     let current = unsafe { core::ptr::read_volatile(&raw const (*slot).generation) };
     (generation != 0 && current == generation).then_some(slot)
+}
+
+/// Takes the whole of a counter that several CPUs may hold: two takers never get the same bytes.
+///
+/// # Safety
+/// `counter` must point into a map value.
+#[inline(always)]
+pub unsafe fn take(counter: *mut u64) -> u64 {
+    unsafe { swap(counter, 0) }
+}
+
+/// Stores a value and returns the one before, in one step.
+///
+/// # Safety
+/// `place` must point into a map value.
+#[inline(always)]
+pub unsafe fn swap(place: *mut u64, value: u64) -> u64 {
+    unsafe {
+        core::intrinsics::atomic_xchg::<u64, { core::intrinsics::AtomicOrdering::SeqCst }>(
+            place, value,
+        )
+    }
 }
 
 /// Adds to a counter that several CPUs may hold.

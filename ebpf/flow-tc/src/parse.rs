@@ -224,11 +224,18 @@ fn general(ctx: &TcContext, direction: Direction, out: &mut Parsed) -> Result<()
         let mut extension = 0;
         while extension < 6 {
             // Hop-by-hop, routing, destination options: a length in units of 8 after the first.
+            // Each must lie in its IP packet, not in the padding behind it.
             if protocol == 0 || protocol == 43 || protocol == 60 {
+                if out.ip_end != 0 && offset + 2 > out.ip_end as usize {
+                    return Err(0);
+                }
                 let head: [u8; 2] = ctx.load(offset)?;
                 protocol = head[0];
                 offset += 8 + (head[1] as usize) * 8;
             } else if protocol == 44 {
+                if out.ip_end != 0 && offset + 4 > out.ip_end as usize {
+                    return Err(0);
+                }
                 let head: [u8; 4] = ctx.load(offset)?;
                 // An atomic fragment (offset 0, no more) is a whole packet: RFC 6946.
                 if u16::from_be_bytes([head[2], head[3]]) & 0xfff9 != 0 {

@@ -15,7 +15,7 @@ use crate::{
 /// # Safety
 /// `slot` must be a live map value.
 #[inline(never)]
-pub unsafe fn split(slot: *mut Slot, start: u64, ifindex: u32, wire: &mut Wire) -> u32 {
+pub unsafe fn split(slot: *mut Slot, start: u64, wire: &mut Wire) -> u32 {
     let head = unsafe { core::ptr::read_volatile(&raw const (*slot).head) };
     let overhead = unsafe { (*slot).overhead_owner };
     // Frames that start before payload byte n of the segment: ceil(n / segment).
@@ -32,6 +32,8 @@ pub unsafe fn split(slot: *mut Slot, start: u64, ifindex: u32, wire: &mut Wire) 
         segment,
         header_len: wire.header_len,
         retransmit: wire.retransmit,
+        ifindex: wire.ifindex,
+        class: wire.class,
     };
     let mut back = 0u64;
     while back < RANGES as u64 {
@@ -62,7 +64,7 @@ pub unsafe fn split(slot: *mut Slot, start: u64, ifindex: u32, wire: &mut Wire) 
             core::ptr::read_volatile(&raw const (*range).owner)
         };
         rest_bytes -= part.bytes;
-        if credit_tx(owner, ifindex, &part) != 0 {
+        if credit_tx(owner, &part) != 0 {
             lost_bytes += part.bytes;
             lost_frames += part.frames;
         }
@@ -76,7 +78,7 @@ pub unsafe fn split(slot: *mut Slot, start: u64, ifindex: u32, wire: &mut Wire) 
         if part.payload != 0 && head > RANGES as u64 {
             unsafe { add(&raw mut (*slot).tx_lost_range_bytes, part.payload) };
         }
-        if credit_tx(overhead, ifindex, &part) != 0 {
+        if credit_tx(overhead, &part) != 0 {
             lost_bytes += part.bytes;
             lost_frames += part.frames;
         }

@@ -11,7 +11,7 @@ use super::{Claim, ClaimKey};
 /// The claims since the last tick.
 #[derive(Debug, Default)]
 pub struct Claims {
-    sums: Mutex<HashMap<ClaimKey, (u64, u64)>>,
+    sums: Mutex<HashMap<ClaimKey, [u64; 3]>>,
 }
 
 impl Claims {
@@ -22,8 +22,12 @@ impl Claims {
         }
         let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
         let sum = sums.entry(claim.key).or_default();
-        sum.0 += claim.bytes;
-        sum.1 += claim.frames;
+        for (sum, more) in sum
+            .iter_mut()
+            .zip([claim.bytes, claim.frames, claim.payload_bytes])
+        {
+            *sum += more;
+        }
     }
 
     /// Takes all claims; call before reading the counters.
@@ -31,7 +35,12 @@ impl Claims {
     pub fn take(&self) -> Vec<Claim> {
         let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
         sums.drain()
-            .map(|(key, (bytes, frames))| Claim { key, bytes, frames })
+            .map(|(key, [bytes, frames, payload_bytes])| Claim {
+                key,
+                bytes,
+                frames,
+                payload_bytes,
+            })
             .collect()
     }
 

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use flow_abi::{Account, AccountKey, InterfaceCells};
 
 use super::Amount;
-use crate::owner::OwnerId;
+use crate::{class::ClassId, owner::OwnerId};
 
 /// Cumulative kernel counters.
 #[derive(Clone, Debug, Default)]
@@ -26,6 +26,8 @@ pub struct ClaimKey {
     pub to: OwnerId,
     /// Interface index.
     pub ifindex: u32,
+    /// Class of the connection's remote address.
+    pub class: ClassId,
 }
 
 /// Received bytes whose owner became known after they came.
@@ -37,6 +39,8 @@ pub struct Claim {
     pub bytes: u64,
     /// Frames.
     pub frames: u64,
+    /// Layer-4 payload bytes.
+    pub payload_bytes: u64,
 }
 
 impl Claim {
@@ -44,6 +48,7 @@ impl Claim {
         Amount {
             wire_bytes: self.bytes.cast_signed(),
             frames: self.frames.cast_signed(),
+            l4_payload_bytes: self.payload_bytes.cast_signed(),
             ..Amount::default()
         }
     }

@@ -62,11 +62,13 @@ impl World {
             let key = AccountKey {
                 owner: place,
                 ifindex: IFINDEX,
+                class: 1 + place % 2,
             };
             let account = self.counters.accounts.entry(key).or_default();
             if direction == Direction::Rx as usize {
                 account.rx_bytes += bytes;
                 account.rx_frames += 1;
+                account.rx_payload_bytes += bytes - 54;
                 if place == UNCLAIMED {
                     self.claimable += bytes;
                 }
@@ -83,11 +85,13 @@ impl World {
                 from: OwnerId(UNCLAIMED),
                 to,
                 ifindex: IFINDEX,
+                class: ClassId(1 + UNCLAIMED % 2),
             };
             self.claims.push(Claim {
                 key,
                 bytes,
                 frames: 1,
+                payload_bytes: bytes.saturating_sub(54),
             });
         }
     }
@@ -128,6 +132,9 @@ fn parts_equal_the_whole_and_nothing_is_negative_over_any_history() {
         for (key, amount) in &ledger {
             assert!(amount.wire_bytes >= 0, "seed {seed}: {key:?} is {amount:?}");
         }
+        let payload: i64 = ledger.values().map(|a| a.l4_payload_bytes).sum();
+        let counted = world.counters.accounts.values().map(|a| a.rx_payload_bytes);
+        assert_eq!(payload, counted.sum::<u64>().cast_signed(), "seed {seed}");
         for direction in [Direction::Rx, Direction::Tx] {
             let posted: i64 = ledger
                 .iter()
@@ -166,6 +173,7 @@ fn a_counter_that_goes_backwards_is_reported_and_not_posted() {
     let key = AccountKey {
         owner: 3,
         ifindex: IFINDEX,
+        class: 0,
     };
     let mut watermarks = Watermarks::default();
     let mut counters = Counters::default();
@@ -201,4 +209,40 @@ fn a_counter_that_goes_backwards_is_reported_and_not_posted() {
         .map(|amount| amount.wire_bytes)
         .sum();
     assert_eq!(posted, 30, "the watermark stayed where it was");
+}
+
+#[test]
+fn what_came_and_was_claimed_within_a_tick_still_moves_its_mark() {
+    let from = AccountKey {
+        owner: UNCLAIMED,
+        ifindex: IFINDEX,
+        class: 2,
+    };
+    let mut counters = Counters::default();
+    let account = Account {
+        rx_bytes: 100,
+        rx_frames: 1,
+        rx_payload_bytes: 34,
+        ..Account::default()
+    };
+    counters.accounts.insert(from, account);
+    let claim = Claim {
+        key: ClaimKey {
+            from: OwnerId(UNCLAIMED),
+            to: OwnerId(9),
+            ifindex: IFINDEX,
+            class: ClassId(2),
+        },
+        bytes: 100,
+        frames: 1,
+        payload_bytes: 34,
+    };
+    let mut watermarks = Watermarks::default();
+    let (postings, _) = attribute(&mut watermarks, &counters, &[claim]);
+    let lines: Vec<(u32, i64)> = postings
+        .amounts
+        .iter()
+        .map(|(key, amount)| (key.owner.0, amount.wire_bytes))
+        .collect();
+    assert_eq!(lines, [(UNCLAIMED, 0), (9, 100)]);
 }

@@ -70,6 +70,7 @@ impl Checker<'_> {
             Some(raw) => self.prices(raw.span(), raw.get_ref()).map(Some),
             None => Some(None),
         };
+        let classes = self.classes(&raw.classes);
         let traffic = traffic?;
         Some(Config {
             gateway: gateway?,
@@ -79,6 +80,7 @@ impl Checker<'_> {
             listeners: traffic.listeners,
             upstreams: traffic.upstreams,
             routes: traffic.routes,
+            classes: classes?,
             prices: prices?,
             retention: retention?,
             push: push?,

@@ -17,6 +17,7 @@ const RESTART: &[(&str, &str)] = &[
     ("push", "sinks are fixed when the ledger is opened"),
     ("admin", "the admin port is bound once"),
     ("observe", "the kernel programs are attached once"),
+    ("classes", "the class table is filled once"),
     ("access_log", "the log is opened once"),
     ("prices", "past bytes would be priced anew"),
     ("listeners.address", "sockets are bound once"),

@@ -10,6 +10,7 @@ impl fmt::Display for Listing<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.process(f)?;
         self.traffic(f)?;
+        self.classes(f)?;
         self.prices(f)
     }
 }
@@ -47,6 +48,14 @@ impl Listing<'_> {
             Some(AccessLogTarget::StandardOutput) => writeln!(f, "access log  standard output"),
             None => writeln!(f, "access log  off"),
         }
+    }
+
+    fn classes(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for class in &self.0.classes {
+            let cidrs: Vec<String> = class.cidrs.iter().map(ToString::to_string).collect();
+            writeln!(f, "class       {}: {}", class.name, cidrs.join(" "))?;
+        }
+        Ok(())
     }
 
     fn traffic(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

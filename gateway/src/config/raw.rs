@@ -35,6 +35,15 @@ pub(super) struct RawConfig {
     pub(super) push: Vec<Spanned<RawPush>>,
     #[serde(default)]
     pub(super) budgets: Vec<Spanned<RawBudget>>,
+    #[serde(default)]
+    pub(super) classes: Vec<RawClass>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(super) struct RawClass {
+    pub(super) name: Text,
+    pub(super) cidrs: Spanned<Vec<Text>>,
 }
 
 #[derive(Deserialize, Default)]

@@ -118,6 +118,13 @@ upstream = "orders"
 name = "rest"
 upstream = "orders"
 
+[[classes]]
+name = "internet"
+cidrs = ["0.0.0.0/0", "::/0"]
+[[classes]]
+name = "zone-b"
+cidrs = ["10.2.0.0/16"]
+
 [prices]
 currency = "USD"
 [[prices.rates]]
@@ -173,6 +180,9 @@ fn a_full_file_becomes_types() {
     assert_eq!(observe.interfaces, ["edge0", "svc0"]);
     assert_eq!(observe.attach, Attach::Tcx);
     assert_eq!(observe.kernel_log, KernelLog::Warn);
+    let classes: Vec<&str> = config.classes.iter().map(|c| c.name.as_str()).collect();
+    assert_eq!(classes, ["internet", "zone-b"]);
+    assert_eq!(config.classes[1].cidrs[0].to_string(), "10.2.0.0/16");
     let log = config.access_log.unwrap();
     let path = "/var/log/edgemeter/access.jsonl".into();
     assert_eq!(log.target, AccessLogTarget::File(path));
@@ -223,6 +233,8 @@ upstream    orders http/1.1 -> 10.77.2.2:9000, 10.77.2.3:9000 x2
 route       orders-create on public: POST shop.example,*.shop.example/api/v1/orders/* -> orders (service commerce, tenant header x-tenant or public)
 route       health on public,secure: * */healthz -> orders (service orders, tenant ops)
 route       rest on public,secure: * */* -> orders (service orders, tenant none)
+class       internet: 0.0.0.0/0 ::/0
+class       zone-b: 10.2.0.0/16
 price       internet-out client tx: 0.09 USD per 1073741824 bytes
 ";
     assert_eq!(config.listing(), expected);

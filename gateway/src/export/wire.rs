@@ -16,6 +16,7 @@ use prometheus_client::{
 };
 
 use crate::{
+    class::{ClassId, Classes},
     config::Prices,
     ledger::{Balances, invariants::Breach},
     owner::{Leg, Owner, OwnerKind, Owners},
@@ -65,11 +66,21 @@ pub struct WireView {
 pub struct WireMetrics {
     view: Arc<Mutex<WireView>>,
     owners: OwnersHandle,
+    classes: ClassesHandle,
     prices: Option<Prices>,
 }
 
 /// [`Owners`] has a store inside, which has no use for `Debug`.
 struct OwnersHandle(Arc<Owners>);
+
+/// The same of [`Classes`].
+struct ClassesHandle(Arc<Classes>);
+
+impl std::fmt::Debug for ClassesHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Classes")
+    }
+}
 
 impl std::fmt::Debug for OwnersHandle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -88,6 +99,8 @@ struct OwnerLabels {
     quality: &'static str,
     interface: String,
     direction: &'static str,
+    /// Of the remote address.
+    class: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -127,15 +140,27 @@ struct SilenceLabels {
 impl WireMetrics {
     /// A collector over the view.
     #[must_use]
-    pub fn new(view: Arc<Mutex<WireView>>, owners: Arc<Owners>, prices: Option<Prices>) -> Self {
+    pub fn new(
+        view: Arc<Mutex<WireView>>,
+        owners: Arc<Owners>,
+        classes: Arc<Classes>,
+        prices: Option<Prices>,
+    ) -> Self {
         Self {
             view,
             owners: OwnersHandle(owners),
+            classes: ClassesHandle(classes),
             prices,
         }
     }
 
-    fn labels(owner: &Owner, interface: &str, direction: Direction) -> OwnerLabels {
+    fn labels(
+        &self,
+        owner: &Owner,
+        interface: &str,
+        direction: Direction,
+        class: ClassId,
+    ) -> OwnerLabels {
         OwnerLabels {
             kind: owner.kind.as_str(),
             leg: if owner.kind == OwnerKind::Foreign {
@@ -150,6 +175,7 @@ impl WireMetrics {
             quality: owner.quality.as_str(),
             interface: interface.to_owned(),
             direction: word(direction),
+            class: self.classes.0.name(class),
         }
     }
 }
@@ -173,9 +199,9 @@ impl Collector for WireMetrics {
         let mut goodput = BTreeMap::new();
         let mut unclaimed = BTreeMap::new();
         let mut cost: BTreeMap<CostLabels, (i128, crate::money::Rate)> = BTreeMap::new();
-        for (interface, direction, id, amount) in view.balances.amounts() {
+        for (interface, direction, id, class, amount) in view.balances.by_class() {
             let owner = self.owners.0.get(id).unwrap_or_else(|| unknown.clone());
-            let labels = Self::labels(&owner, interface, direction);
+            let labels = self.labels(&owner, interface, direction, class);
             if owner.kind == OwnerKind::Unclaimed {
                 // Claiming takes from it: a gauge.
                 *unclaimed.entry(labels).or_insert(0) += amount.wire_bytes;

@@ -25,6 +25,8 @@ pub struct Maps {
     pub(super) interfaces: MapData,
     pub(super) orphans: MapData,
     pub(super) endpoints: MapData,
+    /// The class table and its generation.
+    pub(super) classes: [MapData; 2],
     possible_cpus: usize,
 }
 
@@ -49,6 +51,7 @@ impl Maps {
         interfaces: MapData,
         orphans: MapData,
         endpoints: MapData,
+        classes: [MapData; 2],
     ) -> io::Result<Self> {
         let possible_cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
         Ok(Self {
@@ -57,6 +60,7 @@ impl Maps {
             interfaces,
             orphans,
             endpoints,
+            classes,
             possible_cpus,
         })
     }
@@ -182,6 +186,35 @@ impl Maps {
             let _ = map.remove(&key);
         }
         Ok(live)
+    }
+
+    /// The highest owner and class numbers the kernel may still credit: accounts, endpoints and
+    /// flows that an earlier process left. Slots are asked by [`crate::slots::Slots`].
+    ///
+    /// # Errors
+    /// A map could not be read.
+    pub fn highest_numbers(&self) -> io::Result<(u32, u32)> {
+        let (mut owner, mut class) = (0, 0);
+        for key in self.read()?.accounts.keys() {
+            owner = owner.max(key.owner);
+            class = class.max(key.class);
+        }
+        self.read_flows(|_, flow| {
+            owner = owner.max(flow.overhead_owner).max(flow.unclaimed_owner);
+            class = class.max(flow.class);
+        })?;
+        batch::for_each(
+            self.endpoints.fd().as_fd(),
+            size_of::<EndpointKey>(),
+            size_of::<Endpoint>(),
+            |_, value| {
+                let endpoint: Endpoint = read_pod(value);
+                owner = owner
+                    .max(endpoint.overhead_owner)
+                    .max(endpoint.unclaimed_owner);
+            },
+        )?;
+        Ok((owner, class.max(self.highest_class()?)))
     }
 
     fn each_interface(&self, mut visit: impl FnMut(u32, InterfaceCells)) -> io::Result<()> {

@@ -8,18 +8,20 @@ use std::{
 
 use aya::maps::{MapInfo, MapType};
 use flow_abi::{
-    Account, AccountKey, Cell, Endpoint, EndpointKey, FlowCounters, FlowKey, InterfaceCells,
-    SCHEMA, Slot, SocketSlot, name,
+    Account, AccountKey, Cell, ClassKey, Endpoint, EndpointKey, FlowCounters, FlowKey,
+    InterfaceCells, SCHEMA, Slot, SocketSlot, name,
 };
 
 use super::Options;
 
 /// Maps that outlive the process.
-pub(super) const PINNED: [&str; 7] = [
+pub(super) const PINNED: [&str; 9] = [
     name::FLOWS,
     name::ACCOUNTS,
     name::INTERFACES,
     name::ENDPOINTS,
+    name::CLASSES,
+    name::CLASS_GENERATION,
     name::SLOTS,
     name::SOCKET_SLOTS,
     name::ORPHANS,
@@ -162,6 +164,18 @@ impl PinDirectory {
                 name::ENDPOINTS,
                 MapType::Hash,
                 SizeOf::of::<EndpointKey, Endpoint>(),
+                0,
+            ),
+            (
+                name::CLASSES,
+                MapType::LpmTrie,
+                SizeOf::of::<ClassKey, u32>(),
+                0,
+            ),
+            (
+                name::CLASS_GENERATION,
+                MapType::Array,
+                SizeOf::of::<u32, u32>(),
                 0,
             ),
             (name::SLOTS, MapType::Array, slot, options.connections_max),

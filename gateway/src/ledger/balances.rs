@@ -6,13 +6,14 @@ use flow_abi::{Direction, cell};
 
 use crate::{
     attribution::{Amount, Postings},
+    class::ClassId,
     owner::OwnerId,
 };
 
 /// All postings, summed by owner and by cell, per interface and direction.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Balances {
-    amounts: BTreeMap<(String, Direction, OwnerId), Amount>,
+    amounts: BTreeMap<(String, Direction, OwnerId, ClassId), Amount>,
     cells: BTreeMap<(String, Direction, usize), (i64, i64)>,
 }
 
@@ -44,7 +45,7 @@ impl Balances {
         let unnamed = String::from("(gone)");
         for (key, amount) in &postings.amounts {
             let name = interfaces.get(&key.ifindex).unwrap_or(&unnamed);
-            self.add_amount(name, key.direction, key.owner, amount);
+            self.add_amount(name, key.direction, key.owner, key.class, amount);
         }
         for (key, (bytes, frames)) in &postings.cells {
             let name = interfaces.get(&key.ifindex).unwrap_or(&unnamed);
@@ -57,10 +58,11 @@ impl Balances {
         interface: &str,
         direction: Direction,
         owner: OwnerId,
+        class: ClassId,
         amount: &Amount,
     ) {
         self.amounts
-            .entry((interface.to_owned(), direction, owner))
+            .entry((interface.to_owned(), direction, owner, class))
             .or_default()
             .add(amount);
     }
@@ -81,12 +83,19 @@ impl Balances {
         sum.1 += frames;
     }
 
-    /// Owners' balances: interface, direction, owner, amount.
+    /// Owners' balances: interface, direction, owner, amount. As many lines as an owner has
+    /// classes.
     pub fn amounts(&self) -> impl Iterator<Item = (&str, Direction, OwnerId, &Amount)> {
+        self.by_class()
+            .map(|(interface, direction, owner, _, amount)| (interface, direction, owner, amount))
+    }
+
+    /// Owners' balances with the class of the remote addresses.
+    pub fn by_class(&self) -> impl Iterator<Item = (&str, Direction, OwnerId, ClassId, &Amount)> {
         self.amounts
             .iter()
-            .map(|((interface, direction, owner), amount)| {
-                (interface.as_str(), *direction, *owner, amount)
+            .map(|((interface, direction, owner, class), amount)| {
+                (interface.as_str(), *direction, *owner, *class, amount)
             })
     }
 

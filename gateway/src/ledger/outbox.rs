@@ -155,7 +155,7 @@ pub(super) fn collect(
     }
     let mut sums: BTreeMap<(OwnerId, u32, Direction), i64> = BTreeMap::new();
     for (key, amount) in &tick.postings.amounts {
-        let class = super::store::class_of(key);
+        let class = key.class.0;
         *sums.entry((key.owner, class, key.direction)).or_default() += amount.wire_bytes;
     }
     for sink in sinks {

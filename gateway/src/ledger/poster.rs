@@ -151,8 +151,10 @@ fn add(claims: &mut BTreeMap<ClaimKey, Claim>, claim: &Claim) {
     let sum = claims.entry(claim.key).or_insert(Claim {
         bytes: 0,
         frames: 0,
+        payload_bytes: 0,
         ..*claim
     });
     sum.bytes += claim.bytes;
     sum.frames += claim.frames;
+    sum.payload_bytes += claim.payload_bytes;
 }

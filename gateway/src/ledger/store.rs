@@ -17,7 +17,8 @@ use super::{
     sqlite::Sqlite,
 };
 use crate::{
-    attribution::{Amount, PostingKey, Postings, Watermarks},
+    attribution::{Amount, Postings, Watermarks},
+    class::{ClassId, ClassStore},
     owner::{Leg, Owner, OwnerId, OwnerKind, OwnerStore, Quality, StoreError},
 };
 
@@ -229,31 +230,15 @@ impl Ledger {
     ///
     /// # Errors
     /// The ledger cannot be read.
-    pub fn class_names(&self) -> Result<Vec<(u32, String)>, LedgerError> {
+    pub fn classes(&self) -> Result<Vec<(ClassId, String)>, LedgerError> {
         let gateway = self.inner.gateway;
         self.read(|statements| {
             let sql = "SELECT id, name FROM class WHERE gateway = ?1 ORDER BY id";
             let rows = statements.query(sql, values![gateway])?;
             rows.iter()
-                .map(|row| Ok((row.small(0)?, row.text(1)?.to_owned())))
+                .map(|row| Ok((ClassId(row.small(0)?), row.text(1)?.to_owned())))
                 .collect()
         })
-    }
-
-    /// Stores a class's name durably; returns only then.
-    ///
-    /// # Errors
-    /// The ledger cannot be written; the number must not be used.
-    pub fn name_class(&self, id: u32, name: &str) -> Result<(), StoreError> {
-        let gateway = self.inner.gateway;
-        self.write(|statements| {
-            statements.execute(
-                "INSERT INTO class VALUES (?1, ?2, ?3)",
-                values![gateway, id, name],
-            )
-        })
-        .map(|_| ())
-        .map_err(|error| StoreError(error.to_string()))
     }
 
     /// Begins a lifetime of the kernel maps, before anything is attached to them. What they hold
@@ -400,6 +385,20 @@ impl OwnerStore for Ledger {
                     &owner.tenant,
                     owner.quality.as_str(),
                 ],
+            )
+        })
+        .map(|_| ())
+        .map_err(|error| StoreError(error.to_string()))
+    }
+}
+
+impl ClassStore for Ledger {
+    fn store_class(&self, id: ClassId, name: &str) -> Result<(), StoreError> {
+        let gateway = self.inner.gateway;
+        self.write(|statements| {
+            statements.execute(
+                "INSERT INTO class VALUES (?1, ?2, ?3)",
+                values![gateway, id.0, name],
             )
         })
         .map(|_| ())
@@ -567,7 +566,7 @@ fn post_amounts(
                 interface(tick, key.ifindex),
                 key.direction as u32,
                 key.owner.0,
-                class_of(key),
+                key.class.0,
                 amount.wire_bytes,
                 amount.frames,
                 amount.l4_payload_bytes,
@@ -596,21 +595,11 @@ fn mark(
             epoch,
             key.owner,
             key.ifindex,
-            class_of_account(key),
+            key.class,
             blob(&account_words(value)),
         ],
     )?;
     Ok(())
-}
-
-/// The class of a posting's remote addresses.
-pub(super) fn class_of(_key: &PostingKey) -> u32 {
-    0
-}
-
-/// The same for a kernel account.
-fn class_of_account(_key: &AccountKey) -> u32 {
-    0
 }
 
 fn mark_cells(
@@ -701,6 +690,7 @@ fn marks(
         let key = AccountKey {
             owner: row.small(0)?,
             ifindex: row.small(1)?,
+            class: row.small(2)?,
         };
         let [
             tx_bytes,
@@ -753,8 +743,8 @@ pub(super) fn balances(
         "SELECT interface, direction, owner, CAST(SUM(wire_bytes) AS BIGINT),
                 CAST(SUM(frames) AS BIGINT), CAST(SUM(l4_payload_bytes) AS BIGINT),
                 CAST(SUM(retransmit_bytes) AS BIGINT), CAST(SUM(retransmit_frames) AS BIGINT),
-                CAST(SUM(retransmit_payload_bytes) AS BIGINT)
-         FROM posting WHERE gateway = ?1 GROUP BY interface, direction, owner",
+                CAST(SUM(retransmit_payload_bytes) AS BIGINT), class
+         FROM posting WHERE gateway = ?1 GROUP BY interface, direction, owner, class",
         values![gateway],
     )?;
     for row in rows {
@@ -763,6 +753,7 @@ pub(super) fn balances(
             row.text(0)?,
             direction(row.int(1)?),
             OwnerId(row.small(2)?),
+            ClassId(row.small(9)?),
             &amount,
         );
     }

@@ -10,9 +10,10 @@ use flow_abi::{Account, AccountKey, Cell, InterfaceCells, cell};
 use self::backend::{Backend, on_both};
 use super::*;
 use crate::{
-    attribution::Counters,
+    attribution::{Counters, Watermarks},
+    class::Classes,
     cost::calendar::Period,
-    owner::{Leg, Owner, OwnerKind, Owners},
+    owner::{Leg, Owner, OwnerId, OwnerKind, Owners},
 };
 
 fn counters(bytes: u64) -> Counters {
@@ -29,6 +30,7 @@ fn counters(bytes: u64) -> Counters {
         AccountKey {
             owner: 4,
             ifindex: 2,
+            class: 3,
         },
         account,
     );
@@ -285,4 +287,43 @@ fn a_server_that_is_killed_and_comes_back_has_everything_once() {
     let second = Ledger::open_at(&place, "edge-1").unwrap();
     let error = second.take().unwrap_err().to_string();
     assert!(error.contains("same gateway.id"), "{error}");
+}
+
+#[test]
+fn what_maps_held_before_their_ledger_is_never_posted() {
+    on_both(|backend| {
+        let ledger = backend.open();
+        let marks = |counters: Counters| Watermarks {
+            accounts: counters.accounts,
+            interfaces: counters.interfaces,
+        };
+        assert!(
+            ledger
+                .begin_epoch("boot:1", &marks(counters(5_000)))
+                .unwrap()
+        );
+        tick(&ledger, &counters(5_700), 0);
+        // A restart finds its lifetime: what came meanwhile is its own.
+        assert!(
+            !ledger
+                .begin_epoch("boot:1", &marks(counters(9_000)))
+                .unwrap()
+        );
+        tick(&ledger, &counters(9_000), 0);
+        let balances = ledger.balances().unwrap();
+        assert_eq!(balances.by_owner()[&OwnerId(4)][0].wire_bytes, 4_000);
+        assert_eq!(balances.by_interface()["edge0"].total, 4 * 4_000);
+        assert_eq!(ledger.breaches().unwrap(), []);
+    });
+}
+
+#[test]
+fn classes_come_back_as_they_were() {
+    on_both(|backend| {
+        let ledger = backend.open();
+        let classes = Classes::new(ledger.classes().unwrap(), Box::new(ledger.clone()));
+        let id = classes.intern("internet").unwrap();
+        let again = Classes::new(ledger.classes().unwrap(), Box::new(ledger));
+        assert_eq!(again.intern("internet").unwrap(), id);
+    });
 }

@@ -261,11 +261,13 @@ impl Meter {
             from,
             to,
             ifindex: claimed.ifindex,
+            class: claimed.class,
         };
         self.claims.add(Claim {
             key,
             bytes: claimed.bytes,
             frames: claimed.frames,
+            payload_bytes: claimed.payload_bytes,
         });
     }
 

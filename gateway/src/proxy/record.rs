@@ -19,7 +19,7 @@ use crate::{
     export::RequestLabels,
     owner::{OwnerId, Quality},
     proxy::Shared,
-    slots::RangeTicket,
+    slots::{Hold, RangeTicket},
     units::PayloadBytes,
 };
 
@@ -67,7 +67,9 @@ pub(super) struct Leg {
     pub(super) tickets: Vec<RangeTicket>,
     /// Unclaimed bytes taken for this request so far.
     pub(super) claimed_bytes: u64,
-    /// `received_for_owner` when the request began.
+    /// Its hold on what the connection receives; None when the request came whole.
+    pub(super) hold: Option<Hold>,
+    /// `received_for_owner` when the request began: streams share an HTTP/2 connection.
     pub(super) received_before: u64,
     /// Wire bytes received for it, once nothing more will come.
     pub(super) received: Option<u64>,
@@ -133,9 +135,11 @@ impl RequestRecord {
     /// A tunnel begins: what the client sends is the request's once more.
     pub(super) fn resume_client(&mut self) {
         if let Some(leg) = &mut self.client {
-            leg.received = None;
-            let claimed = leg.tracked.connection.claim(leg.owner);
-            leg.claimed_bytes += claimed.bytes;
+            let before = leg.received.take().unwrap_or_else(|| leg.received_now());
+            let (hold, claimed) = leg.tracked.connection.claim(leg.owner);
+            leg.hold = Some(hold);
+            leg.received_before = leg.tracked.connection.received_for_owner();
+            leg.claimed_bytes = before + claimed.bytes;
             self.shared
                 .meter
                 .post_claim(leg.tracked.owners.unclaimed, leg.owner, claimed);
@@ -222,10 +226,11 @@ impl Leg {
         tracked.requests.fetch_add(1, Ordering::Relaxed);
         let received_before = tracked.connection.received_for_owner();
         let connection = &tracked.connection;
-        let claimed = if expects_more {
-            connection.claim(owner)
+        let (hold, claimed) = if expects_more {
+            let (hold, claimed) = connection.claim(owner);
+            (Some(hold), claimed)
         } else {
-            connection.take_unclaimed()
+            (None, connection.take_unclaimed())
         };
         shared
             .meter
@@ -236,6 +241,7 @@ impl Leg {
             quality,
             tickets: Vec::new(),
             claimed_bytes: claimed.bytes,
+            hold,
             received_before,
             received: (!expects_more).then_some(claimed.bytes),
         };
@@ -250,13 +256,21 @@ impl Leg {
     /// can know that, so that the next request's bytes are not taken for this one's.
     pub(super) fn received_all(&mut self) {
         if self.received.is_none() && self.quality == Quality::Exact {
-            self.tracked.connection.release();
+            if let Some(hold) = self.hold {
+                self.tracked.connection.release(hold);
+            }
             self.received = Some(self.received_now());
         }
     }
 
     fn received_now(&self) -> u64 {
-        self.tracked.connection.received_for_owner() - self.received_before + self.claimed_bytes
+        let connection = &self.tracked.connection;
+        let held = match (self.quality, self.hold) {
+            (Quality::Exact, Some(hold)) => connection.received_under(hold),
+            (Quality::Exact, None) => 0,
+            (Quality::Estimated, _) => connection.received_for_owner() - self.received_before,
+        };
+        held + self.claimed_bytes
     }
 
     fn take_turn(&mut self) {
@@ -275,8 +289,11 @@ impl Leg {
         let connection = &self.tracked.connection;
         let received = self.received.unwrap_or_else(|| self.received_now());
         let last = self.tracked.requests.fetch_sub(1, Ordering::Relaxed) == 1;
-        if last && self.received.is_none() {
-            connection.release();
+        if let Some(hold) = self.hold
+            && last
+            && self.received.is_none()
+        {
+            connection.release(hold);
         }
         let handshake = connection.take_handshake();
         let owners = self.tracked.owners;

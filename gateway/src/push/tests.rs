@@ -276,7 +276,11 @@ impl<'b> World<'b> {
     /// A minute of traffic on every route, posted.
     fn minute(&mut self, bytes: u64) {
         for owner in 2..5 {
-            let key = AccountKey { owner, ifindex: 7 };
+            let key = AccountKey {
+                owner,
+                ifindex: 7,
+                class: 0,
+            };
             let account: &mut Account = self.counters.accounts.entry(key).or_default();
             account.tx_bytes += bytes * u64::from(owner);
         }

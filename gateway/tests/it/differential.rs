@@ -17,13 +17,14 @@ use edgemeter::kernel::{self, Maps, Options, Reading};
 use etherparse::{
     EtherType, IpNumber, Ipv4HeaderSlice, Ipv6FragmentHeaderSlice, Ipv6RawExtHeaderSlice,
     LaxIpv6Slice, LaxLinkExtSlice, LaxNetSlice, LaxSlicedPacket, LinkSlice, TcpSlice, UdpSlice,
-    err::tcp::HeaderSliceError as TcpError,
     ether_type::{
         IPV4, IPV6, MACSEC, PROVIDER_BRIDGING, VLAN_DOUBLE_TAGGED_FRAME, VLAN_TAGGED_FRAME,
     },
     ip_number::{AUTH, IPV6_DEST_OPTIONS, IPV6_FRAG, IPV6_HOP_BY_HOP, IPV6_ROUTE, TCP, UDP},
 };
-use flow_abi::{Account, AccountKey, Cell, FlowKey, InterfaceCells, OWNER_FOREIGN, cell, name};
+use flow_abi::{
+    Account, AccountKey, CLASS_DEFAULT, Cell, FlowKey, InterfaceCells, OWNER_FOREIGN, cell, name,
+};
 
 /// Frame `n` is made from `SEED + n` alone.
 const SEED: u64 = 0x0edb_e7e5_2026_0001;
@@ -41,10 +42,8 @@ const DIRECTIONS: [(usize, &str); 2] = [(0, name::INGRESS), (1, name::EGRESS)];
 // ---------------------------------------------------------------------------------------------
 // The reference: what must grow.
 
-/// Where the kernel program and etherparse differ. A rule whose name starts with `KNOWN_` is a
-/// fault of the program that this test tolerates; the others are by design.
+/// Where the kernel program and etherparse differ, by design.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[allow(non_camel_case_types)]
 enum Rule {
     /// At most two tags are looked behind (QinQ); etherparse takes three off.
     ThirdTag,
@@ -71,13 +70,6 @@ enum Rule {
     UdpLength,
     /// A run of segments is payload to its end: the length field is one segment's, or zero.
     SegmentedLength,
-    /// FAULT, tolerated: 14 to 19 bytes of a TCP header, or less than its data offset promises,
-    /// make a flow. By `cell::UNPARSABLE` ("truncated headers") they belong there.
-    KNOWN_TCP_HEADER_CUT,
-    /// FAULT, tolerated: headers are read up to the frame's end, not the IP packet's, so Ethernet
-    /// padding behind a short IP packet can pass for ports. By `cell::UNPARSABLE` ("malformed
-    /// headers") such a frame belongs there.
-    KNOWN_HEADER_IN_PADDING,
 }
 
 /// Source and destination as on the wire, before they become local and remote.
@@ -135,24 +127,7 @@ fn expect(frame: &Frame, direction: usize) -> Expected {
     let bytes = &frame.bytes;
     let packet = LaxSlicedPacket::from_ethernet(bytes).unwrap();
     let tagged = link(&packet);
-    // What the frame says when each header must lie within its IP packet, and when it need only
-    // lie within the frame: a zero length field means "up to the end" to etherparse.
-    let strict = headers(bytes);
-    let open = match tagged {
-        Ok((ethertype, offset)) => headers(&with_open_length(bytes, ethertype, offset)),
-        Err(_) => strict.clone(),
-    };
-    let mut rules = open.rules;
-    let right = if strict.rules.contains(&Rule::KNOWN_TCP_HEADER_CUT) {
-        Found::Cell(cell::UNPARSABLE)
-    } else {
-        strict.found
-    };
-    if right != open.found && !rules.contains(&Rule::KNOWN_TCP_HEADER_CUT) {
-        // The only way in which the end of the IP packet may matter.
-        assert_eq!(right, Found::Cell(cell::UNPARSABLE), "{}", hex(bytes));
-        rules.push(Rule::KNOWN_HEADER_IN_PADDING);
-    }
+    let Headers { found, rules } = headers(bytes);
 
     let len = bytes.len();
     let mut expected = Expected {
@@ -162,7 +137,7 @@ fn expect(frame: &Frame, direction: usize) -> Expected {
         payload: 0,
         rules,
     };
-    let (tuple, header_len) = match open.found {
+    let (tuple, header_len) = match found {
         Found::Cell(number) => {
             expected.place = Place::Cell(number);
             return expected;
@@ -204,7 +179,6 @@ fn expect(frame: &Frame, direction: usize) -> Expected {
         expected.payload = number(by_length);
         if let Some(etherparse::TransportSlice::Udp(udp)) = &packet.transport
             && udp.payload().len() != by_length
-            && !expected.rules.contains(&Rule::KNOWN_HEADER_IN_PADDING)
         {
             expected.rules.push(Rule::UdpLength);
         }
@@ -428,14 +402,6 @@ fn layer4(
     }
     match TcpSlice::from_slice(rest) {
         Ok(found) => tcp(&found),
-        Err(TcpError::Len(_)) if rest.len() >= 14 => {
-            let mut whole = rest.to_vec();
-            whole.resize(60, 0);
-            TcpSlice::from_slice(&whole).map_or_else(
-                |_| Headers::cell(cell::UNPARSABLE),
-                |found| tcp(&found).by(Rule::KNOWN_TCP_HEADER_CUT),
-            )
-        }
         Err(_) => Headers::cell(cell::UNPARSABLE),
     }
 }
@@ -455,25 +421,6 @@ fn packet_end(packet: &LaxSlicedPacket<'_>, offset: usize) -> Option<usize> {
         LaxNetSlice::Arp(_) => 0,
     };
     (length != 0).then_some(offset + length)
-}
-
-/// The same frame with an IP length field of zero, unless that field is a fault in itself.
-fn with_open_length(frame: &[u8], ethertype: EtherType, offset: usize) -> Vec<u8> {
-    let mut open = frame.to_vec();
-    let packet = LaxSlicedPacket::from_ethernet(frame).unwrap();
-    match packet.net {
-        Some(LaxNetSlice::Ipv4(ip))
-            if ethertype == IPV4
-                && usize::from(ip.header().total_len()) >= ip.header().slice().len() =>
-        {
-            open[offset + 2..offset + 4].fill(0);
-        }
-        Some(LaxNetSlice::Ipv6(_)) if ethertype == IPV6 => {
-            open[offset + 4..offset + 6].fill(0);
-        }
-        _ => {}
-    }
-    open
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -860,6 +807,7 @@ impl Meter {
             .entry(AccountKey {
                 owner: OWNER_FOREIGN,
                 ifindex: LOOPBACK,
+                class: CLASS_DEFAULT,
             })
             .or_default();
         let (bytes, frames, payload) = if direction == 0 {
@@ -1039,5 +987,5 @@ fn the_kernels_parser_agrees_with_another() {
         );
     }
     assert!(segmented > 1000, "{segmented} runs in segments");
-    assert_eq!(rules.len(), 13, "a rule nothing needs: {rules:?}");
+    assert_eq!(rules.len(), 11, "a rule nothing needs: {rules:?}");
 }

@@ -4,7 +4,10 @@ use aya::{
     Ebpf,
     programs::{SchedClassifier, TestRun as _, TestRunOptions},
 };
-use edgemeter::kernel::{self, Maps, Options, Reading};
+use edgemeter::{
+    class::ClassId,
+    kernel::{self, Maps, Options, Reading},
+};
 use flow_abi::{AccountKey, Endpoint, cell, name, side};
 
 use crate::packets::{Case, cases};
@@ -239,6 +242,7 @@ fn a_flow_at_an_endpoint_is_the_gateways() {
         accounts[&AccountKey {
             owner,
             ifindex: LOOPBACK,
+            class: 0,
         }]
     };
     assert_eq!(
@@ -256,6 +260,86 @@ fn a_flow_at_an_endpoint_is_the_gateways() {
         bare.bytes,
         "an acknowledgement is overhead"
     );
+}
+
+#[test]
+fn the_longest_prefix_of_the_remote_address_is_the_class() {
+    let (ebpf, maps) = load(&options());
+    maps.make_cells(LOOPBACK).unwrap();
+    let set = |classes: &[(&str, u32)]| {
+        let classes: Vec<_> = classes
+            .iter()
+            .map(|(cidr, class)| (cidr.parse().unwrap(), ClassId(*class)))
+            .collect();
+        maps.set_classes(&classes).unwrap();
+    };
+    let case = |name: &str| cases().into_iter().find(|case| case.name == name).unwrap();
+    // From 10.0.0.1 to 10.0.0.2: received, 10.0.0.1 is remote; sent, 10.0.0.2 is.
+    let (v4, v6) = (case("tcp4"), case("udp6"));
+    let by_class = || {
+        let mut sums = std::collections::BTreeMap::new();
+        for (key, account) in maps.read().unwrap().accounts {
+            *sums.entry(key.class).or_insert(0) += account.rx_bytes + account.tx_bytes;
+        }
+        sums.retain(|_, bytes| *bytes != 0);
+        sums
+    };
+    set(&[("::/0", 3), ("10.0.0.0/8", 4), ("10.0.0.2/32", 5)]);
+    run(&ebpf, name::INGRESS, &v4);
+    run(&ebpf, name::EGRESS, &v4);
+    run(&ebpf, name::EGRESS, &v4);
+    run(&ebpf, name::INGRESS, &v6);
+    assert_eq!(
+        by_class(),
+        [(3, v6.bytes), (4, v4.bytes), (5, 2 * v4.bytes)].into()
+    );
+    // A flow that is nobody's asks again when the table has changed; what was counted stays.
+    set(&[("::/0", 3)]);
+    run(&ebpf, name::INGRESS, &v4);
+    run(&ebpf, name::EGRESS, &v4);
+    assert_eq!(
+        by_class(),
+        [
+            (0, 2 * v4.bytes),
+            (3, v6.bytes),
+            (4, v4.bytes),
+            (5, 2 * v4.bytes)
+        ]
+        .into(),
+        "an IPv6 prefix holds no IPv4 address"
+    );
+    assert_eq!(maps.highest_numbers().unwrap(), (0, 5));
+    let (total, accounts, ..) = sums(&maps, 0);
+    assert_eq!(total, accounts);
+}
+
+#[test]
+fn a_gateway_connection_keeps_the_class_it_began_with() {
+    let (ebpf, maps) = load(&options());
+    maps.make_cells(LOOPBACK).unwrap();
+    let endpoint = Endpoint {
+        overhead_owner: 7,
+        unclaimed_owner: 8,
+    };
+    maps.set_endpoints(&[("0.0.0.0:8080".parse().unwrap(), side::LISTENER, endpoint)])
+        .unwrap();
+    let case = cases()
+        .into_iter()
+        .find(|case| case.name == "tcp4")
+        .unwrap();
+    for class in [4, 5] {
+        maps.set_classes(&[("10.0.0.0/8".parse().unwrap(), ClassId(class))])
+            .unwrap();
+        run(&ebpf, name::EGRESS, &case);
+    }
+    let classes: Vec<u32> = maps
+        .read()
+        .unwrap()
+        .accounts
+        .keys()
+        .map(|key| key.class)
+        .collect();
+    assert_eq!(classes, [4]);
 }
 
 #[derive(Clone, Default)]

@@ -7,6 +7,7 @@
 
 mod billing;
 mod budgets;
+mod classes;
 mod connections;
 mod cost;
 mod dashboards;

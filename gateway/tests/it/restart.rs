@@ -149,7 +149,10 @@ fn a_second_gateway_on_the_same_ledger_or_pins_is_refused() {
     );
     let said = run(&text.replace("\"state\"", "\"other-state\""), "run");
     assert!(
-        said.contains("/v1 is in use by another edgemeter"),
+        said.contains(&format!(
+            "/v{} is in use by another edgemeter",
+            flow_abi::SCHEMA
+        )),
         "{said}"
     );
     let said = run(&text, "detach");

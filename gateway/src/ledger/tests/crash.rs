@@ -64,6 +64,7 @@ impl Oracle {
         let key = AccountKey {
             owner,
             ifindex: IFINDEX,
+            class: 0,
         };
         let account: &mut Account = self.counters.accounts.entry(key).or_default();
         let cells: &mut InterfaceCells = self.counters.interfaces.entry(IFINDEX).or_default();
@@ -93,6 +94,7 @@ impl Oracle {
         let key = AccountKey {
             owner: UNCLAIMED,
             ifindex: IFINDEX,
+            class: 0,
         };
         let held = self.counters.accounts.get(&key).map_or(0, |a| a.rx_bytes) - self.taken;
         if held == 0 || random.below(2) == 0 {
@@ -110,11 +112,13 @@ impl Oracle {
             from: OwnerId(UNCLAIMED),
             to: OwnerId(to),
             ifindex: IFINDEX,
+            class: crate::class::ClassId::DEFAULT,
         };
         vec![Claim {
             key,
             bytes,
             frames: 0,
+            payload_bytes: 0,
         }]
     }
 
