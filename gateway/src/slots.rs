@@ -337,7 +337,12 @@ impl Slots {
     /// these times, nanoseconds. Looks at every slot: not for every tick.
     pub fn silent<const N: usize>(&self, longer_than_ns: [u64; N]) -> [usize; N] {
         let now = now_ns();
-        let closing: HashSet<u32> = self.book().closing.iter().copied().collect();
+        let closing: HashSet<u32> = self
+            .book()
+            .closing
+            .iter()
+            .map(|(index, _)| *index)
+            .collect();
         let mut counts = [0; N];
         for index in (0..self.memory.len).filter(|index| !closing.contains(index)) {
             let slot = self.memory.slot(index);
