@@ -91,6 +91,7 @@ impl Shop {
         let mut total = other;
         for (owner, bytes) in sent {
             let key = PostingKey {
+                class: edgemeter::class::ClassId::DEFAULT,
                 owner: *owner,
                 ifindex: 2,
                 direction: Direction::Tx,
