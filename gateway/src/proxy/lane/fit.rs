@@ -23,6 +23,7 @@ impl Fit {
             gateway,
             // None of these is about a request.
             admin: _,
+            classes: _,
             observe: _,
             access_log: _,
             prices: _,
