@@ -43,6 +43,7 @@ pub mod http;
 pub mod idempotency;
 pub mod metrics;
 pub mod money;
+mod mutant;
 pub mod order;
 pub mod payment;
 pub mod provider;

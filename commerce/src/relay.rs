@@ -122,7 +122,7 @@ impl Relay {
                         if batch.events.is_empty() {
                             break;
                         }
-                        if cfg!(feature = "mutant-channel-events") {
+                        if crate::mutant::Mutant::ChannelEvents.is_on() {
                             // As if memory were the queue: what is taken counts as delivered.
                             let mut forgetful = source.clone();
                             let settle = forgetful.acknowledge(&batch, Delivered::default());

@@ -48,7 +48,7 @@ impl Lock {
         self,
         redis: &mut impl redis::aio::ConnectionLike,
     ) -> Result<(), RedisError> {
-        if cfg!(feature = "mutant-lock-delete") {
+        if crate::mutant::Mutant::LockDelete.is_on() {
             return redis::cmd("DEL").arg(&self.name).exec_async(redis).await;
         }
         Script::new(include_str!("unlock.lua"))

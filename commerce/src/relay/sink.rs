@@ -3,8 +3,8 @@
 use crate::command::{Command, Effect, Locks, Outcome, Tx};
 use crate::idempotency::Reply;
 use crate::row;
-use crate::store::StoreError;
 use crate::store::sql::{Backend, Connection, Field, Param, Record as _, Row, SqlError};
+use crate::store::{StoreError, unix_time_ms};
 
 /// What a sink expects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
@@ -112,6 +112,7 @@ impl Command for Configure {
     }
 
     fn run(&self, tx: &mut Tx<'_>) -> Result<(), StoreError> {
+        wait_for_events(tx)?;
         let text = |text: &str| Param::Text(text.to_owned().into());
         let id = self.kind.as_str();
         let updated = tx.execute(
@@ -132,8 +133,6 @@ impl Command for Configure {
         };
         tx.insert(&sink)?;
         if tx.connection().backend() == Backend::Postgres {
-            // No order may be placed in between: it would see no sink, and not be seen here.
-            tx.execute("LOCK TABLE sink IN EXCLUSIVE MODE", &[])?;
             tx.write(
                 "INSERT INTO delivery (sink, event_id, leased_until_ms)
                  SELECT ?1, o.event_id, 0 FROM outbox AS o
@@ -144,6 +143,15 @@ impl Command for Configure {
         }
         Ok(())
     }
+}
+
+/// PostgreSQL: no transaction that writes events is open after this, and none begins before
+/// this one ends. SQLite has one writer.
+fn wait_for_events(tx: &mut Tx<'_>) -> Result<(), StoreError> {
+    if tx.connection().backend() == Backend::Postgres {
+        tx.execute("LOCK TABLE sink IN EXCLUSIVE MODE", &[])?;
+    }
+    Ok(())
 }
 
 /// A tenant subscribes to its events from now on.
@@ -161,6 +169,7 @@ impl Effect for Subscribe {
     type Value = ();
 
     fn run(&self, tx: &mut Tx<'_>) -> Result<Outcome<()>, StoreError> {
+        wait_for_events(tx)?;
         let last = tx.query("SELECT coalesce(max(seq), 0) FROM outbox", &[])?;
         let cursor = last
             .into_iter()
@@ -173,7 +182,8 @@ impl Effect for Subscribe {
             url: self.url.clone(),
             secret: crate::webhook::Secret::generate(),
             cursor,
-            created_at_ms: tx.now_ms,
+            // Not `tx.now_ms`: others may have committed events while this one waited.
+            created_at_ms: unix_time_ms(),
         };
         tx.insert(&sink)?;
         Ok(Outcome {

@@ -89,6 +89,9 @@ impl Locks {
         if connection.backend() == Backend::Sqlite {
             return Ok(());
         }
+        // Whoever adds a sink waits for this transaction, and this one for them: so every event
+        // is queued for every sink that was there when it was committed.
+        connection.write("LOCK TABLE sink IN ROW SHARE MODE", &[])?;
         let list = |names: &BTreeSet<String>| names.iter().cloned().collect::<Vec<_>>().join("\n");
         if !self.names.is_empty() {
             connection.write(
@@ -190,7 +193,7 @@ impl Tx<'_> {
     /// [`StoreError::Render`]
     pub fn json(&mut self, value: &impl serde::Serialize) -> Result<String, StoreError> {
         // What the last request left must not show in this one's.
-        if cfg!(not(feature = "mutant-pooled-buffer")) {
+        if !crate::mutant::Mutant::PooledBuffer.is_on() {
             self.buffer.clear();
         }
         serde_json::to_writer(&mut *self.buffer, value)?;

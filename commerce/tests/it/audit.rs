@@ -101,8 +101,8 @@ async fn every_kind_of_damage_is_found_by_name() {
         // An index without the table's row.
         (
             "PRAGMA writable_schema = ON;
-             UPDATE sqlite_schema SET sql = replace(sql, '(principal, seq)', '(status, seq)')
-                 WHERE name = 'orders_by_principal'",
+             UPDATE sqlite_schema SET sql = replace(sql, '(order_id)', '(reason)')
+                 WHERE name = 'refund_by_order'",
             &["file_intact"],
         ),
     ];

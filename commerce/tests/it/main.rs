@@ -11,6 +11,7 @@ mod catalogue;
 mod consistency;
 mod events;
 mod experiments;
+mod failover;
 mod gate;
 mod harness;
 mod lifecycle;
