@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use sha2::{Digest as _, Sha256};
 
 use super::{
     bill::{Bill, Charge},
@@ -20,6 +21,7 @@ use super::{
     rate::rate_month,
     reconcile,
     report::{Field, Report},
+    usage::hex,
 };
 use crate::{
     admin,
@@ -217,7 +219,13 @@ fn now() -> i64 {
 /// Bills of the months that a window of whole days touches, and by how much the interfaces moved
 /// more than the rows say: from one reading each, so that a gateway that posts meanwhile makes no
 /// difference.
-fn bills(book: &Book, ledger: &Ledger, from: Date, to: Date) -> Result<(Vec<Bill>, i128)> {
+fn bills(
+    book: &Book,
+    ledger: &Ledger,
+    classes: &str,
+    from: Date,
+    to: Date,
+) -> Result<(Vec<Bill>, i128)> {
     let window = Period {
         start: book.zone.midnight(from),
         end: book.zone.midnight(to),
@@ -226,13 +234,23 @@ fn bills(book: &Book, ledger: &Ledger, from: Date, to: Date) -> Result<(Vec<Bill
     let mut month = Month::of(from);
     while month.first() < to {
         let period = book.zone.month(month);
-        let usage = ledger.usage(period, book.grain())?;
+        let mut usage = ledger.usage(period, book.grain())?;
+        usage.class_hash = classes.to_owned();
         imbalance.extend(usage.imbalance(window));
         let bill = rate_month(book, &usage, month, now().min(period.end))?;
         bills.push(bill.with_standing_rows());
         month = month.next();
     }
     Ok((bills, imbalance.values().sum()))
+}
+
+/// SHA-256 of a configuration's classes of remote addresses, however they are laid out in the
+/// file; empty when there are none.
+fn classes_hash(text: &str) -> String {
+    let table: toml::Table = text.parse().unwrap_or_default();
+    table.get("classes").map_or_else(String::new, |classes| {
+        hex(&Sha256::digest(classes.to_string()))
+    })
 }
 
 fn report(arguments: &ReportArguments) -> Result<()> {
@@ -249,7 +267,8 @@ fn report(arguments: &ReportArguments) -> Result<()> {
         "--to {to} is not after --from {from}; it is the first day no more in the report"
     );
     let ledger = Ledger::open_at(&config.gateway.ledger, &config.gateway.id)?;
-    let (bills, imbalance) = bills(book, &ledger, from, to)?;
+    let classes = classes_hash(&fs::read_to_string(&arguments.config)?);
+    let (bills, imbalance) = bills(book, &ledger, &classes, from, to)?;
     let window = Period {
         start: book.zone.midnight(from),
         end: book.zone.midnight(to),
@@ -301,13 +320,9 @@ fn close_month(arguments: &CloseArguments) -> Result<String> {
     let book = prices(&config)?.book.as_ref();
     let ledger = Ledger::open_at(&config.gateway.ledger, &config.gateway.id)?;
     let period = book.zone.month(arguments.month);
-    let bill = rate_month(
-        book,
-        &ledger.usage(period, book.grain())?,
-        arguments.month,
-        period.end,
-    )?
-    .with_standing_rows();
+    let mut usage = ledger.usage(period, book.grain())?;
+    usage.class_hash = classes_hash(&fs::read_to_string(&arguments.config)?);
+    let bill = rate_month(book, &usage, arguments.month, period.end)?.with_standing_rows();
     let bills = config.gateway.state_dir.join("bills");
     let currency = book.currency;
     Ok(match close::close(book, &bill, now(), &bills)? {
@@ -460,4 +475,19 @@ fn machine(
         Input::or(gib, book_gib.unwrap_or(UnitPrice::ZERO), &gib_source),
         currency,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::classes_hash;
+
+    #[test]
+    fn classes_are_known_by_what_they_say_not_by_their_layout() {
+        let one = "[[classes]]\nname = \"zone\"\ncidrs = [\"10.0.0.0/8\"]\n";
+        let same = "# a word\n[[classes]]\ncidrs = [ \"10.0.0.0/8\" ]\nname = \"zone\"\n";
+        assert_eq!(classes_hash(one), classes_hash(same));
+        assert_eq!(classes_hash(one).len(), 64);
+        assert_ne!(classes_hash(one), classes_hash(&one.replace("/8", "/9")));
+        assert_eq!(classes_hash("[gateway]\n"), "");
+    }
 }

@@ -327,3 +327,52 @@ fn classes_come_back_as_they_were() {
         assert_eq!(again.intern("internet").unwrap(), id);
     });
 }
+
+/// What bills are made from: rows and totals of one moment, minutes added up to the grain asked
+/// for, and the minutes that were not read.
+#[test]
+fn usage_is_what_was_posted_at_the_grain_asked_for() {
+    on_both(|backend| {
+        let ledger = backend.open();
+        tick(&ledger, &counters(7_000), 900);
+        tick(&ledger, &counters(9_000), 960);
+        tick(&ledger, &counters(9_500), 1_200);
+        let all = Period {
+            start: 0,
+            end: 3_600,
+        };
+        let fine = ledger.usage(all, 60).unwrap();
+        let coarse = ledger.usage(all, 900).unwrap();
+        for usage in [&fine, &coarse] {
+            assert_eq!(usage.totals, usage.sums());
+            assert!(usage.imbalance(all).is_empty());
+            // Two of three minutes are neighbours; before the third, three are missing.
+            let gap = Period {
+                start: 1_020,
+                end: 1_260,
+            };
+            assert_eq!(usage.gaps.len(), 1);
+            assert_eq!(usage.gaps[0].period, gap);
+        }
+        let periods = |usage: &crate::cost::usage::Usage| {
+            let mut periods: Vec<(i64, i64)> = usage
+                .rows
+                .iter()
+                .map(|row| (row.period.start, row.period.end))
+                .collect();
+            periods.dedup();
+            periods
+        };
+        assert_eq!(periods(&fine), [(900, 960), (960, 1_020), (1_200, 1_260)]);
+        assert_eq!(periods(&coarse), [(900, 1_800)]);
+        let sum = |usage: &crate::cost::usage::Usage| -> i64 {
+            usage.rows.iter().map(|row| row.wire_bytes).sum()
+        };
+        assert_eq!((sum(&fine), sum(&coarse)), (4 * 9_500 + 60, 4 * 9_500 + 60));
+        let later = Period {
+            start: 1_200,
+            end: 3_600,
+        };
+        assert_eq!(sum(&ledger.usage(later, 60).unwrap()), 4 * 500);
+    });
+}
