@@ -5,6 +5,7 @@
 //! stay attached: what happens until the next start is counted and posted then.
 
 use std::{
+    collections::HashMap,
     path::Path,
     sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
 };
@@ -34,7 +35,9 @@ use crate::{
         BudgetMetrics, ConfigMetrics, ConnectionMetrics, KernelTables, PushMetrics, RequestMetrics,
         WireMetrics, WireView,
     },
-    kernel::{self, AttachMode, Kernel, NamedEndpoint, Options, Watch},
+    kernel::{
+        AttachMode, Kernel, NamedEndpoint, Observer, ObserverThread, Options, Selection, Watch,
+    },
     ledger::{Fault, Ledger},
     owner::Owners,
     proxy::{
@@ -87,17 +90,18 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
         lock(&view).degraded = Some(reason.clone());
         lock(&view).balances = ledger.balances()?;
     }
-    let (kernel, slots, meter, watch) = match observed {
+    let (kernel, slots, meter, watch, observers) = match observed {
         Ok(Observed {
             kernel,
             slots,
             meter,
             watch,
-        }) => (Some(kernel), Some(slots), meter, watch),
+            observers,
+        }) => (Some(kernel), Some(slots), meter, watch, observers),
         Err(reason) => {
             log::warn!("running degraded, wire bytes are not counted: {reason}");
             let meter = Meter::new(None, Arc::clone(&owners), Arc::clone(&claims));
-            (None, None, meter, None)
+            (None, None, meter, None, Vec::new())
         }
     };
 
@@ -145,7 +149,9 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
         budgets,
     });
     let config = shared.generation.load().config.clone();
-    let (connections, watcher) = watch_connections(&shared, watch, &mut registry)?;
+    let namespaces = kernel.as_ref().map(|kernel| &kernel.namespaces.observed);
+    let namespaces = namespaces.into_iter().flatten().cloned().collect();
+    let (connections, watcher) = watch_connections(&shared, watch, namespaces, &mut registry)?;
     let endpoint_map = kernel
         .as_ref()
         .map(|kernel| kernel.maps.endpoint_map())
@@ -177,6 +183,9 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
     };
     serve(&shared, &config, admin)?;
 
+    for observer in observers {
+        observer.stop();
+    }
     if let Some(collector) = collector {
         collector.stop();
         log::info!("posted; the kernel keeps counting until `edgemeter detach`");
@@ -218,6 +227,7 @@ struct Observed {
     slots: Arc<Slots>,
     meter: Meter,
     watch: Option<Watch>,
+    observers: Vec<ObserverThread>,
 }
 
 /// Starts the kernel side; the inner error is why the gateway runs degraded.
@@ -255,13 +265,8 @@ fn observe_interfaces(
         log::warn!("{notice}");
     }
     // Before the listeners are made: their accepted connections inherit whose they are.
-    let watch = match kernel::namespace_cookie() {
-        Ok(cookie) => Some(kernel.watch(&[(cookie, 0)])?),
-        Err(error) => {
-            log::warn!("connections are not watched, Linux 5.14 names namespaces: {error}");
-            None
-        }
-    };
+    kernel.namespaces.begin()?;
+    let watch = Some(kernel.watch()?);
     let (socket_slots, flows) = (kernel.socket_slots.try_clone()?, kernel.flows.try_clone()?);
     let slots = Slots::open(&kernel.slots, socket_slots, flows, kernel.slots_len)
         .context("cannot map the connection slots")?;
@@ -280,33 +285,49 @@ fn observe_interfaces(
         Attach::Tcx => AttachMode::Tcx,
         Attach::Clsact => AttachMode::Clsact,
     };
-    kernel.attach(&observe.interfaces, mode)?;
-    slots.observe(kernel.links.iter().map(|link| link.ifindex).collect());
-    for link in &kernel.links {
-        let how = if link.replaced {
-            "took over"
-        } else {
-            "attached"
-        };
-        log::info!(
-            "{how} {} {} ({})",
-            link.interface,
-            link.direction,
-            link.mechanism
-        );
+    let selection = selection(observe);
+    let mut own = kernel.observer(selection.clone(), mode)?;
+    own.begin()?;
+    let names = Arc::clone(&kernel.names);
+    slots.observe(Box::new(move || names.own_numbers()));
+    let mut observers = vec![own.start().context("cannot follow interfaces")?];
+    let named: Vec<&str> = observe.namespaces.iter().map(|n| n.name.as_str()).collect();
+    kernel.keep_namespaces(&named)?;
+    for namespace in &observe.namespaces {
+        let place = (namespace.name.as_str(), namespace.path.as_path());
+        let started = kernel
+            .observer_in(&kernel_options(observe), place, selection.clone(), mode)
+            .and_then(Observer::start_inside);
+        match started {
+            Ok(observer) => observers.push(observer),
+            Err(error) if observe.required => return Err(error.into()),
+            Err(error) => log::warn!("{error}; the other namespaces are observed"),
+        }
     }
     Ok(Observed {
         kernel,
         slots,
         meter,
         watch,
+        observers,
     })
+}
+
+/// Which interfaces the configuration asks for.
+#[must_use]
+pub fn selection(observe: &Observe) -> Selection {
+    Selection {
+        include: observe.interfaces.clone(),
+        exclude: observe.exclude.clone(),
+        boundary: observe.boundary.clone(),
+    }
 }
 
 /// Starts listening to the socket programs; what does not work here is said.
 fn watch_connections(
     shared: &Arc<Shared>,
     watch: Option<Watch>,
+    namespaces: HashMap<u64, String>,
     registry: &mut Registry,
 ) -> anyhow::Result<(Arc<Connections>, Option<WatcherThread>)> {
     let metrics = ConnectionMetrics::new(registry);
@@ -333,7 +354,13 @@ fn watch_connections(
     let place = move |connection: &Connection| {
         connections::place(&shared.generation.load().config, connection)
     };
-    let connections = Arc::new(Connections::new(Box::new(place), features, reasons, maps));
+    let connections = Arc::new(Connections::new(
+        Box::new(place),
+        namespaces,
+        features,
+        reasons,
+        maps,
+    ));
     registry.register_collector(Box::new(KernelTables(Arc::clone(&connections))));
     let watcher = ring
         .map(|ring| Watcher::new(Arc::clone(&connections), metrics, ring).start())

@@ -1,7 +1,6 @@
 //! The collector: once an interval, kernel counters → attribution → ledger → published view.
 
 use std::{
-    collections::HashMap,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::Ordering,
@@ -33,7 +32,6 @@ pub struct Collector {
     poster: Poster,
     shared: Arc<Shared>,
     view: Arc<Mutex<WireView>>,
-    interfaces: HashMap<u32, String>,
     ticks: u64,
     /// Why the ledger cannot be written, as logged.
     failing: Option<String>,
@@ -61,11 +59,6 @@ impl Collector {
         let poster = Poster::resume(ledger.clone(), &kernel.epoch)?;
         let balances = ledger.balances()?;
         view.lock().unwrap_or_else(PoisonError::into_inner).balances = balances;
-        let interfaces = kernel
-            .links
-            .iter()
-            .map(|link| (link.ifindex, link.interface.clone()))
-            .collect();
         Ok(Self {
             kernel,
             slots,
@@ -73,7 +66,6 @@ impl Collector {
             poster,
             shared,
             view,
-            interfaces,
             ticks: 0,
             failing: None,
         })
@@ -121,10 +113,12 @@ impl Collector {
         let unix_seconds = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| since.as_secs().cast_signed());
+        // After the counters: an interface has its name before it counts.
+        let interfaces = &self.kernel.names.snapshot();
         // The poster keeps the claims until they are committed.
         let posted = self
             .poster
-            .post(&counters, &claims, unix_seconds, &self.interfaces);
+            .post(&counters, &claims, unix_seconds, interfaces);
         if let Some(error) = &posted.failure {
             let error = error.to_string();
             // Ten times a second the same line says no more.
@@ -152,7 +146,6 @@ impl Collector {
         let silent = (self.ticks % FLOW_TICKS == 1).then(|| self.slots.silent(SILENT_NS));
         let slots = &self.slots;
         let shared = &self.shared;
-        let interfaces = &self.interfaces;
         self.publish(|view| {
             for postings in &posted.postings {
                 view.balances.add(postings, interfaces);

@@ -188,8 +188,14 @@ pub struct Admin {
 /// The kernel observer.
 #[derive(Clone, Debug)]
 pub struct Observe {
-    /// Network interfaces to attach to; not empty, no duplicates.
+    /// Network interfaces to attach to, names and patterns; not empty, no duplicates.
     pub interfaces: Vec<String>,
+    /// Not these, though `interfaces` may match them.
+    pub exclude: Vec<String>,
+    /// Interfaces where bytes are credited to routes; empty: the lowest of each stack.
+    pub boundary: Vec<String>,
+    /// Other network namespaces in which interfaces are observed.
+    pub namespaces: Vec<NetworkNamespace>,
     /// How programs are attached.
     pub attach: Attach,
     /// Where maps are pinned; an absolute path.
@@ -206,6 +212,15 @@ pub struct Observe {
     pub required: bool,
     /// What the programs themselves log.
     pub kernel_log: KernelLog,
+}
+
+/// A network namespace: `ip netns` name, and where it is mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkNamespace {
+    /// Unique; its interfaces are named `name/interface`.
+    pub name: String,
+    /// An absolute path.
+    pub path: PathBuf,
 }
 
 /// How programs are attached to an interface.

@@ -55,7 +55,7 @@ pub type Placing = Box<dyn Fn(&Connection) -> Place + Send + Sync>;
 pub struct Connections {
     placing: Placing,
     /// Names of observed network namespaces by cookie; the gateway's own has none.
-    namespaces: Mutex<HashMap<u64, String>>,
+    namespaces: HashMap<u64, String>,
     /// What works here.
     pub features: Vec<Feature>,
     drop_reasons: HashMap<u32, String>,
@@ -76,13 +76,14 @@ impl Connections {
     #[must_use]
     pub fn new(
         placing: Placing,
+        namespaces: HashMap<u64, String>,
         features: Vec<Feature>,
         drop_reasons: HashMap<u32, String>,
         maps: Option<WatchMaps>,
     ) -> Self {
         Self {
             placing,
-            namespaces: Mutex::default(),
+            namespaces,
             features,
             drop_reasons,
             maps: maps.map(Mutex::new),
@@ -103,9 +104,7 @@ impl Connections {
         if cookie == 0 {
             return "(unknown)".into();
         }
-        let names = self.namespaces.lock();
-        let names = names.unwrap_or_else(PoisonError::into_inner);
-        names.get(&cookie).cloned().unwrap_or_default()
+        self.namespaces.get(&cookie).cloned().unwrap_or_default()
     }
 
     /// The kernel's word for why a frame was dropped.

@@ -1,11 +1,11 @@
 //! `edgemeter doctor`: what this machine can do for the gateway, and what is lost without it.
 
-use std::{ffi::CString, fmt::Write as _, io, path::Path};
+use std::{fmt::Write as _, path::Path};
 
 use crate::{
-    app::kernel_options,
+    app::{kernel_options, selection},
     config::Config,
-    kernel::{self, Options, PinDirectory},
+    kernel::{self, Framing, Options, PinDirectory, Selection, devices},
     ledger::Ledger,
 };
 
@@ -69,12 +69,15 @@ pub fn examine(config: &Config) -> (String, bool) {
             required: true,
         });
         findings.extend(features(&kernel_options(observe)));
-        for interface in &observe.interfaces {
+        findings.extend(interfaces(&selection(observe)));
+        for namespace in &observe.namespaces {
             findings.push(Finding {
-                what: "interface",
-                result: interface_kind(interface),
-                lost: "its bytes",
-                required: true,
+                what: "namespace",
+                result: std::fs::File::open(&namespace.path)
+                    .map(|_| format!("{}: {}", namespace.name, namespace.path.display()))
+                    .map_err(|error| format!("{}: {error}", namespace.path.display())),
+                lost: "the bytes of its interfaces",
+                required: observe.required,
             });
         }
     }
@@ -188,38 +191,51 @@ fn features(options: &Options) -> Vec<Finding> {
     }
 }
 
-fn interface_kind(interface: &str) -> Result<String, String> {
-    let name = CString::new(interface).map_err(|_| format!("{interface}: not a name"))?;
-    // SAFETY: a datagram socket, closed below.
-    let socket = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM, 0) };
-    if socket < 0 {
-        return Err(io::Error::last_os_error().to_string());
+/// Each interface that is named or matched, and what its frames look like.
+fn interfaces(selection: &Selection) -> Vec<Finding> {
+    let finding = |result: Result<String, String>| Finding {
+        what: "interface",
+        result,
+        lost: "its bytes",
+        required: true,
+    };
+    let devices = match devices() {
+        Ok(devices) => devices,
+        Err(error) => return vec![finding(Err(format!("cannot list interfaces: {error}")))],
+    };
+    let known: Vec<&str> = devices.iter().map(|device| device.name.as_str()).collect();
+    let missing = selection
+        .named()
+        .filter(|name| !known.contains(name))
+        .map(|name| {
+            finding(Err(format!(
+                "{name}: No such device (known: {}); fix observe.interfaces",
+                known.join(", ")
+            )))
+        });
+    let mut findings: Vec<Finding> = missing.collect();
+    for (device, inner) in selection.choose(&devices) {
+        let kind = match device.framing {
+            Framing::Ethernet => "Ethernet".to_owned(),
+            Framing::Loopback => "loopback: sent frames are counted, each once".to_owned(),
+            Framing::Bare(number) => {
+                format!("link type {number}, frames begin with the IP header")
+            }
+        };
+        let inner = if inner {
+            "; stacked on another observed interface: counted, and no route is credited here"
+        } else {
+            ""
+        };
+        findings.push(finding(Ok(format!("{}: {kind}{inner}", device.name))));
     }
-    // SAFETY: ifreq is plain data, valid when zeroed.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    let bytes = name.as_bytes();
-    if bytes.len() >= request.ifr_name.len() {
-        return Err(format!("{interface}: the name is too long"));
+    if findings.is_empty() {
+        findings.push(Finding {
+            what: "interface",
+            result: Err("none matches observe.interfaces yet".into()),
+            lost: "nothing, once one appears",
+            required: false,
+        });
     }
-    for (to, from) in request.ifr_name.iter_mut().zip(bytes) {
-        *to = from.cast_signed();
-    }
-    // SAFETY: an open socket and a named request.
-    let result = unsafe { libc::ioctl(socket, libc::SIOCGIFHWADDR, &raw mut request) };
-    let error = io::Error::last_os_error();
-    // SAFETY: opened above.
-    unsafe { libc::close(socket) };
-    if result != 0 {
-        return Err(format!("{interface}: {error}; fix observe.interfaces"));
-    }
-    // SAFETY: the call has filled this arm of the union.
-    match unsafe { request.ifr_ifru.ifru_hwaddr.sa_family } {
-        libc::ARPHRD_ETHER => Ok(format!("{interface}: Ethernet")),
-        libc::ARPHRD_LOOPBACK => Err(format!(
-            "{interface}: loopback, where every frame is both sent and received"
-        )),
-        other => Err(format!(
-            "{interface}: link type {other} has no Ethernet header: its frames count as unparsable"
-        )),
-    }
+    findings
 }

@@ -7,16 +7,22 @@
 mod attach;
 mod batch;
 mod classes;
+mod devices;
 pub mod events;
 mod layout;
 mod maps;
+mod namespaces;
 mod object;
+mod observer;
 mod pins;
+mod selection;
 mod watch;
 
 use std::{
+    collections::BTreeMap,
     os::fd::{AsFd, OwnedFd},
-    path::PathBuf,
+    path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use aya::{
@@ -27,10 +33,14 @@ use aya::{
 use flow_abi::name;
 
 pub use attach::{AttachMode, AttachedLink, remove_clsact};
+pub use devices::{Device, Framing, devices};
 pub use layout::KernelTypes;
 pub use maps::{EndpointMap, Maps, NamedEndpoint, Reading, unaccounted};
+pub use namespaces::Namespaces;
 pub use object::OBJECT_VARIABLE;
+pub use observer::{InterfaceNames, Observer, ObserverThread, Place};
 pub use pins::PinDirectory;
+pub use selection::{Selection, is_pattern};
 pub(crate) use watch::cgroup2;
 pub use watch::{Feature, Watch, WatchMaps, namespace_cookie};
 
@@ -93,16 +103,18 @@ pub struct Kernel {
     pub flows: OwnedFd,
     /// Number of slots really there (a pinned map keeps its size).
     pub slots_len: u32,
-    /// Interfaces and how each direction is attached.
-    pub links: Vec<AttachedLink>,
+    /// Names of interfaces, by their number in the maps.
+    pub names: Arc<InterfaceNames>,
+    /// Numbers of network namespaces.
+    pub namespaces: Namespaces,
     /// Names the maps' lifetime: boot id and map id. Counters restart exactly when it changes.
     pub epoch: String,
     /// Things an operator should know (a pinned map whose size differs from the configuration).
     pub notices: Vec<String>,
     pins: Option<PinDirectory>,
     _lock: Option<std::fs::File>,
-    // Holds the programs, and the links where nothing is pinned.
-    ebpf: Ebpf,
+    // Holds the programs, and the links where nothing is pinned; the observer's once there is one.
+    ebpf: Option<Ebpf>,
     types: KernelTypes,
     /// Prints the programs' own log lines while it lives.
     pub log: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
@@ -140,43 +152,112 @@ impl Kernel {
             .map_err(|error| map_error(name::ACCOUNTS, error))?
             .id();
         let flows = own(&maps.flows, name::FLOWS)?;
+        let namespaces = ebpf
+            .take_map(name::NAMESPACES)
+            .ok_or_else(|| map_error(name::NAMESPACES, "not in the object"))?
+            .try_into()
+            .map_err(|error| map_error(name::NAMESPACES, error))?;
         Ok(Self {
             maps,
             flows,
             slots: own(&slots, name::SLOTS)?,
             socket_slots: own(&socket_slots, name::SOCKET_SLOTS)?,
             slots_len,
-            links: Vec::new(),
+            names: Arc::default(),
+            namespaces: Namespaces::new(namespaces),
             epoch: format!("{}:{accounts_id}", boot_id()),
             notices,
             pins,
             _lock: lock,
-            ebpf,
+            ebpf: Some(ebpf),
             types,
             log,
         })
     }
 
-    /// Puts the programs on the interfaces, in place of an earlier process's and without a gap.
-    /// Set the endpoints before: a flow asks for its owner once.
+    /// What puts the programs on the interfaces of the gateway's own network namespace.
     ///
     /// # Errors
-    /// An interface could not be observed; those before it stay attached.
-    pub fn attach(&mut self, interfaces: &[String], mode: AttachMode) -> Result<(), KernelError> {
-        if let Some(pins) = &self.pins {
-            pins.keep_links(interfaces)
-                .map_err(|source| pins::PinError::Io {
-                    path: pins.root().to_owned(),
-                    source,
-                })?;
+    /// There is one already.
+    pub fn observer(
+        &mut self,
+        selection: Selection,
+        mode: AttachMode,
+    ) -> Result<Observer, KernelError> {
+        let ebpf = self
+            .ebpf
+            .take()
+            .ok_or_else(|| KernelError::Load("the programs are attached already".into()))?;
+        self.observer_of(ebpf, Place::default(), selection, mode)
+    }
+
+    /// The same for another network namespace: programs of its own over the same maps, so that
+    /// its interfaces have numbers of their own.
+    ///
+    /// # Errors
+    /// See [`KernelError`].
+    pub fn observer_in(
+        &mut self,
+        options: &Options,
+        (name, path): (&str, &Path),
+        selection: Selection,
+        mode: AttachMode,
+    ) -> Result<Observer, KernelError> {
+        let place = Place {
+            number: self.namespaces.observe(name, path)?,
+            name: name.to_owned(),
+            path: Some(path.to_owned()),
+        };
+        let object = object::bytes().map_err(KernelError::Object)?;
+        let mut ebpf = load_at(
+            &object,
+            options,
+            self.pins.as_ref(),
+            &self.types,
+            place.number,
+        )?;
+        for program in [name::INGRESS, name::EGRESS] {
+            program_mut(&mut ebpf, program)?
+                .load()
+                .map_err(|error| KernelError::Load(format!("{program}: {}", chain(&error))))?;
         }
-        for interface in interfaces {
-            // The cells first: the programs do not make them.
-            self.maps.make_cells(attach::ifindex(interface)?)?;
-            let links = attach::attach(&mut self.ebpf, interface, mode, self.pins.as_ref())?;
-            self.links.extend(links);
-        }
-        Ok(())
+        self.observer_of(ebpf, place, selection, mode)
+    }
+
+    /// Takes the programs off namespaces that are not among these any more.
+    ///
+    /// # Errors
+    /// The pins cannot be read or changed.
+    pub fn keep_namespaces(&self, names: &[&str]) -> Result<(), KernelError> {
+        let Some(pins) = &self.pins else {
+            return Ok(());
+        };
+        pins.keep_namespaces(names).map_err(|source| {
+            pins::PinError::Io {
+                path: pins.root().to_owned(),
+                source,
+            }
+            .into()
+        })
+    }
+
+    fn observer_of(
+        &self,
+        ebpf: Ebpf,
+        place: Place,
+        selection: Selection,
+        mode: AttachMode,
+    ) -> Result<Observer, KernelError> {
+        Ok(Observer {
+            ebpf,
+            pins: self.pins.clone(),
+            mode,
+            selection,
+            place,
+            cells: self.maps.cells_map()?,
+            names: Arc::clone(&self.names),
+            attached: BTreeMap::new(),
+        })
     }
 }
 
@@ -235,9 +316,21 @@ fn load(
     pins: Option<&PinDirectory>,
     types: &KernelTypes,
 ) -> Result<Ebpf, KernelError> {
+    load_at(object, options, pins, types, 0)
+}
+
+/// For a network namespace of this number.
+fn load_at(
+    object: &[u8],
+    options: &Options,
+    pins: Option<&PinDirectory>,
+    types: &KernelTypes,
+    namespace: u32,
+) -> Result<Ebpf, KernelError> {
     let mut loader = EbpfLoader::new();
     loader
         .map_max_entries(name::CONNECTIONS, options.flows_max)
+        .override_global(name::NAMESPACE, &namespace, true)
         .override_global(name::KERNEL_LAYOUT, &types.layout, true)
         .map_max_entries(name::FLOWS, options.flows_max)
         .map_max_entries(name::ACCOUNTS, options.accounts_max)

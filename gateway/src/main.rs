@@ -220,8 +220,11 @@ fn execute(command: Command) -> anyhow::Result<()> {
             };
             let pins = kernel::PinDirectory::open(&observe.bpffs)?;
             let _lock = pins.lock()?;
-            for interface in &observe.interfaces {
-                kernel::remove_clsact(interface);
+            let selection = app::selection(observe);
+            for device in kernel::devices()? {
+                if selection.wants(&device.name) {
+                    kernel::remove_clsact(&device.name);
+                }
             }
             pins.remove()?;
             println!("detached; the kernel counters are gone, the ledger keeps what was posted");

@@ -25,12 +25,15 @@ const QUIET_NS: u64 = 3_000_000_000;
 /// The same for a connection that never closed properly, or of an earlier process.
 const SILENT_NS: u64 = 900_000_000_000;
 
+/// The observed interfaces of the gateway's own network namespace; they come and go.
+pub type Interfaces = Box<dyn Fn() -> Vec<u32> + Send + Sync>;
+
 /// All slots.
 pub struct Slots {
     memory: Memory,
     socket_slots: OwnedFd,
     flows: OwnedFd,
-    interfaces: OnceLock<Vec<u32>>,
+    interfaces: OnceLock<Interfaces>,
     book: Mutex<Book>,
     next_generation: AtomicU64,
     /// Connections that found no free slot: their bytes stay with their endpoint's overhead.
@@ -169,8 +172,9 @@ impl Slots {
         }))
     }
 
-    /// Names the observed interfaces: where a new connection's flow is looked for.
-    pub fn observe(&self, interfaces: Vec<u32>) {
+    /// Says where the observed interfaces' numbers are: there a new connection's flow is looked
+    /// for.
+    pub fn observe(&self, interfaces: Interfaces) {
         let _ = self.interfaces.set(interfaces);
     }
 
@@ -259,7 +263,8 @@ impl Slots {
         let Some((local, remote)) = opening.addresses else {
             return (Claimed::default(), false);
         };
-        for ifindex in self.interfaces.get().into_iter().flatten() {
+        let interfaces = self.interfaces.get().map(|numbers| numbers());
+        for ifindex in interfaces.iter().flatten() {
             let key = FlowKey {
                 local: mapped(local.ip()),
                 remote: mapped(remote.ip()),

@@ -210,7 +210,11 @@ impl Namespace {
         host::output(&mut ethtool).map(drop)
     }
 
-    fn ip(&self, arguments: &[&str]) -> Result<()> {
+    /// Runs `ip` for this namespace.
+    ///
+    /// # Errors
+    /// When it fails; carries what it said.
+    pub fn ip(&self, arguments: &[&str]) -> Result<()> {
         ip(&[&["-n", self.name.as_str()], arguments].concat())
     }
 }

@@ -77,7 +77,7 @@ pub mod cell {
     pub const TOTAL: usize = 0;
     /// Neither IPv4 nor IPv6 (ARP, LLDP, …).
     pub const NON_IP: usize = 1;
-    /// IP, but neither TCP nor UDP (ICMP, ESP, …).
+    /// IP, but neither TCP nor UDP nor ICMP (ESP, GRE, SCTP, …).
     pub const OTHER_L4: usize = 2;
     /// IP fragments: only the first has ports, so none is guessed into a flow.
     pub const FRAGMENT: usize = 3;
@@ -87,7 +87,9 @@ pub mod cell {
     pub const FLOWS_FULL: usize = 5;
     /// The account table was full: in a flow, but in no account.
     pub const ACCOUNTS_FULL: usize = 6;
-    /// Number of cells (one spare).
+    /// ICMP and ICMPv6.
+    pub const ICMP: usize = 7;
+    /// Number of cells.
     pub const COUNT: usize = 8;
     /// Names, by number, as they appear in metrics and reports.
     pub const NAMES: [&str; COUNT] = [
@@ -98,7 +100,7 @@ pub mod cell {
         "unparsable",
         "flows_full",
         "accounts_full",
-        "spare",
+        "icmp",
     ];
 }
 

@@ -12,8 +12,8 @@
 //! an account, or to another cell. So, per interface and direction, to the byte:
 //!
 //! ```text
-//! total = Σ flows    + non_ip + other_l4 + fragment + unparsable + flows_full
-//! total = Σ accounts + non_ip + other_l4 + fragment + unparsable + flows_full + accounts_full
+//! total = Σ flows    + non_ip + icmp + other_l4 + fragment + unparsable + flows_full
+//! total = Σ accounts + non_ip + icmp + other_l4 + fragment + unparsable + flows_full + accounts_full
 //! ```
 //!
 //! [`Account`]s carry the bill: they are keyed by *owner* (a number the gateway interns for a
@@ -24,6 +24,7 @@ pub mod account;
 pub mod connection;
 pub mod event;
 pub mod flow;
+pub mod interface;
 mod layout;
 pub mod slot;
 
@@ -67,8 +68,13 @@ pub mod name {
     pub const CONNECTIONS: &str = "CONNECTIONS";
     /// SK_STORAGE of [`crate::Process`], cloned from a listening socket to what it accepts.
     pub const PROCESSES: &str = "PROCESSES";
-    /// HASH cookie of an observed network namespace → its number (0: the gateway's own).
+    /// HASH cookie of a network namespace → its number (0: the gateway's own), with
+    /// [`crate::interface::OBSERVED`] while it is observed.
     pub const NAMESPACES: &str = "NAMESPACES";
+    /// HASH interface number → 1: the gateway's flows are credited on another interface.
+    pub const INNER: &str = "INNER";
+    /// Read-only u32: the number of the network namespace the TC programs are attached in.
+    pub const NAMESPACE: &str = "NAMESPACE";
     /// RINGBUF of [`crate::ConnectionEvent`] and [`crate::PacketEvent`].
     pub const EVENTS: &str = "EVENTS";
     /// PERCPU_ARRAY of u64 by [`crate::kind`]: events lost because the ring was full.
@@ -97,4 +103,8 @@ pub mod name {
     pub const INGRESS: &str = "meter_ingress";
     /// TC program for frames an interface sends.
     pub const EGRESS: &str = "meter_egress";
+    /// As [`INGRESS`], for interfaces whose frames have no Ethernet header.
+    pub const INGRESS_BARE: &str = "meter_ingress_bare";
+    /// As [`EGRESS`], for interfaces whose frames have no Ethernet header.
+    pub const EGRESS_BARE: &str = "meter_egress_bare";
 }

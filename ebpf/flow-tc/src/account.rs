@@ -16,6 +16,7 @@ use flow_abi::{
 };
 
 use crate::{
+    connection, interface,
     maps::{
         ACCOUNTS, CLASS_GENERATION, CLASSES, ENDPOINTS, FLOWS, INTERFACES, ORPHANS, add, live_slot,
         socket_slot, swap, take,
@@ -37,6 +38,11 @@ static ZERO: Account = Account {
     rx_bytes: 0,
     rx_frames: 0,
     rx_payload_bytes: 0,
+};
+/// Not the gateway's.
+const NOBODY: Endpoint = Endpoint {
+    overhead_owner: 0,
+    unclaimed_owner: 0,
 };
 /// `BPF_F_CURRENT_NETNS`.
 const CURRENT_NETNS: u64 = u64::MAX;
@@ -66,8 +72,9 @@ pub fn ceil_div(dividend: u64, divisor: u64) -> u64 {
     }
 }
 
+/// `ETHERNET`: the interface's frames begin with an Ethernet header.
 #[inline(always)]
-pub fn frame(ctx: &TcContext, direction: Direction) {
+pub fn frame<const ETHERNET: bool>(ctx: &TcContext, direction: Direction) {
     let skb = ctx.skb.skb;
     // SAFETY: skb is the program's context.
     let (len, gso_size, vlan_present, ifindex) = unsafe {
@@ -75,11 +82,11 @@ pub fn frame(ctx: &TcContext, direction: Direction) {
             (*skb).len,
             (*skb).gso_size,
             (*skb).vlan_present,
-            (*skb).ifindex,
+            interface::number((*skb).ifindex),
         )
     };
     let mut parsed = Parsed::empty();
-    let mut has_tuple = parse::parse(ctx, direction, &mut parsed);
+    let mut has_tuple = parse::parse::<ETHERNET>(ctx, direction, &mut parsed);
     // A header that does not fit the frame, or lies in its Ethernet padding, is none.
     let end = parsed.ip_end;
     if has_tuple && (parsed.header_len > len || end != 0 && parsed.header_len > end) {
@@ -224,6 +231,9 @@ fn create(key: &FlowKey) -> u32 {
 /// Whose flow this is, by its listener or its upstream peer. Asked once per connection.
 #[inline(always)]
 fn endpoint(key: &FlowKey) -> Endpoint {
+    if interface::is_inner(key.ifindex) {
+        return NOBODY;
+    }
     let mut lookup = EndpointKey {
         address: [0; 16],
         port: key.local_port,
@@ -247,10 +257,7 @@ fn endpoint(key: &FlowKey) -> Endpoint {
             return *found;
         }
     }
-    Endpoint {
-        overhead_owner: 0,
-        unclaimed_owner: 0,
-    }
+    NOBODY
 }
 
 /// The class of the flow's remote address: asked once, and once more when the table has changed.
@@ -332,6 +339,10 @@ unsafe fn count(
             (*flow).flags |= flags << shift;
         }
         wire.class = class(flow, &parsed.key);
+        // A closed window; a SYN or a reset may say 0 and mean nothing by it.
+        if is_tcp && parsed.window == 0 && flags & (flow_flag::SYN | flow_flag::RST) == 0 {
+            connection::zero_window((*flow).cookie, parsed.key.ifindex, direction);
+        }
         match direction {
             Direction::Rx => received(ctx, parsed, wire, flow, now),
             Direction::Tx => sent(ctx, parsed, wire, flow, now),

@@ -117,6 +117,16 @@ macro_rules! field {
     };
 }
 
+/// Whether a network namespace is observed, by its cookie.
+#[inline(always)]
+pub fn observed(namespace: u64) -> bool {
+    // SAFETY: the value is copied out at once.
+    match unsafe { NAMESPACES.get(&namespace) } {
+        Some(number) => *number & flow_abi::interface::OBSERVED != 0,
+        None => false,
+    }
+}
+
 #[sock_ops]
 pub fn connection_life(ctx: SockOpsContext) -> u32 {
     // SAFETY: the context is valid while the program runs.
@@ -140,7 +150,7 @@ unsafe fn live(ctx: &SockOpsContext) {
         let cookie = bpf_get_socket_cookie(ops.cast());
         if op == CONNECT || op == ACTIVE_ESTABLISHED || op == PASSIVE_ESTABLISHED {
             let namespace = bpf_get_netns_cookie(ops.cast());
-            if NAMESPACES.get(&namespace).is_none() {
+            if !observed(namespace) {
                 return;
             }
             // Another program's call-backs stay.

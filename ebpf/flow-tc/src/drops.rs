@@ -12,7 +12,7 @@ use aya_ebpf::{
 use flow_abi::{DropCount, DropKey, PacketEvent, kind};
 
 use crate::{
-    connection::{CONNECTIONS, NAMESPACES},
+    connection::{CONNECTIONS, observed},
     event, kernel_layout,
     maps::add,
 };
@@ -70,12 +70,12 @@ unsafe fn dropped(ctx: &BtfTracePointContext, reason: u32) {
         let device: *const u8 = read(skb, kernel_layout!(skb_device)).unwrap_or(core::ptr::null());
         let mut of_device = namespace(device, kernel_layout!(device_namespace));
         let ifindex: u32 = read(device, kernel_layout!(device_index)).unwrap_or(0);
-        if NAMESPACES.get(&of_device).is_none() && ifindex > 0xffff {
+        if !observed(of_device) && ifindex > 0xffff {
             of_device = 0;
         }
         let of_socket = namespace(socket, kernel_layout!(sock_namespace));
         let place = if of_socket != 0 { of_socket } else { of_device };
-        if place != 0 && NAMESPACES.get(&place).is_none() {
+        if place != 0 && !observed(place) {
             return;
         }
         let length: u32 = read(skb, kernel_layout!(skb_len)).unwrap_or(0);

@@ -20,6 +20,7 @@ mod account;
 mod connection;
 mod drops;
 mod event;
+mod interface;
 mod maps;
 mod parse;
 mod process;
@@ -30,13 +31,26 @@ use flow_abi::Direction;
 
 #[classifier]
 pub fn meter_ingress(ctx: TcContext) -> i32 {
-    account::frame(&ctx, Direction::Rx);
+    account::frame::<true>(&ctx, Direction::Rx);
     TC_ACT_UNSPEC
 }
 
 #[classifier]
 pub fn meter_egress(ctx: TcContext) -> i32 {
-    account::frame(&ctx, Direction::Tx);
+    account::frame::<true>(&ctx, Direction::Tx);
+    TC_ACT_UNSPEC
+}
+
+/// For interfaces whose frames have no Ethernet header: tun, WireGuard, IP in IP, GRE.
+#[classifier]
+pub fn meter_ingress_bare(ctx: TcContext) -> i32 {
+    account::frame::<false>(&ctx, Direction::Rx);
+    TC_ACT_UNSPEC
+}
+
+#[classifier]
+pub fn meter_egress_bare(ctx: TcContext) -> i32 {
+    account::frame::<false>(&ctx, Direction::Tx);
     TC_ACT_UNSPEC
 }
 

@@ -7,8 +7,13 @@
 use aya_ebpf::programs::TcContext;
 use flow_abi::{Direction, FlowKey, cell};
 
+use crate::interface;
+
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
+
+const ICMP: u8 = 1;
+const ICMP6: u8 = 58;
 
 const ETH_VLAN: u16 = 0x8100;
 const ETH_QINQ: u16 = 0x88a8;
@@ -27,6 +32,8 @@ pub struct Parsed {
     pub ip_end: u32,
     pub seq: u32,
     pub tcp_flags: u8,
+    /// TCP's, unscaled.
+    pub window: u16,
     /// Where the frame is counted when it has no 5-tuple.
     pub cell: u32,
 }
@@ -48,6 +55,7 @@ impl Parsed {
             ip_end: 0,
             seq: 0,
             tcp_flags: 0,
+            window: 0,
             cell: cell::UNPARSABLE as u32,
         }
     }
@@ -55,12 +63,16 @@ impl Parsed {
 
 /// True when the frame has a 5-tuple; otherwise `out.cell` says where it belongs.
 #[inline(always)]
-pub fn parse(ctx: &TcContext, direction: Direction, out: &mut Parsed) -> bool {
+pub fn parse<const ETHERNET: bool>(
+    ctx: &TcContext,
+    direction: Direction,
+    out: &mut Parsed,
+) -> bool {
     // SAFETY: `fast` checks every access against data_end.
-    if unsafe { fast(ctx, direction, out) }.is_some() {
+    if ETHERNET && unsafe { fast(ctx, direction, out) }.is_some() {
         return true;
     }
-    general(ctx, direction, out).is_ok()
+    general::<ETHERNET>(ctx, direction, out).is_ok()
 }
 
 type Addr = [u32; 4];
@@ -82,7 +94,7 @@ fn set_key(
     unsafe {
         out.key.local = core::mem::transmute::<Addr, [u8; 16]>(local);
         out.key.remote = core::mem::transmute::<Addr, [u8; 16]>(remote);
-        out.key.ifindex = (*ctx.skb.skb).ifindex;
+        out.key.ifindex = interface::number((*ctx.skb.skb).ifindex);
     }
     out.key.local_port = local_port;
     out.key.remote_port = remote_port;
@@ -150,6 +162,7 @@ unsafe fn fast(ctx: &TcContext, direction: Direction, out: &mut Parsed) -> Optio
         destination_port = u16::from_be((words[0] >> 16) as u16);
         out.seq = u32::from_be(words[1]);
         out.tcp_flags = (words[3] >> 8) as u8;
+        out.window = (words[3] >> 16) as u16;
         out.header_len = l4_offset as u32 + header;
     } else if protocol == UDP {
         let words: [u32; 2] = unsafe { read(start, end, l4_offset) }?;
@@ -171,10 +184,18 @@ unsafe fn fast(ctx: &TcContext, direction: Direction, out: &mut Parsed) -> Optio
 }
 
 #[inline(always)]
-fn general(ctx: &TcContext, direction: Direction, out: &mut Parsed) -> Result<(), i64> {
+fn general<const ETHERNET: bool>(
+    ctx: &TcContext,
+    direction: Direction,
+    out: &mut Parsed,
+) -> Result<(), i64> {
     out.cell = cell::UNPARSABLE as u32;
-    let mut offset = 14usize;
-    let mut ethertype = u16::from_be(ctx.load::<u16>(12)?);
+    let (mut offset, mut ethertype) = if ETHERNET {
+        (14usize, u16::from_be(ctx.load::<u16>(12)?))
+    } else {
+        // SAFETY: skb is the program's context; the kernel keeps the field in network order.
+        (0, u16::from_be(unsafe { (*ctx.skb.skb).protocol } as u16))
+    };
     // Up to two in-band tags: QinQ, or an inner tag under an accelerated outer one.
     let mut tag = 0;
     while tag < 2 {
@@ -255,7 +276,7 @@ fn general(ctx: &TcContext, direction: Direction, out: &mut Parsed) -> Result<()
     }
     let ports: [u8; 4];
     if protocol == TCP {
-        let header: [u8; 14] = ctx.load(offset)?;
+        let header: [u8; 16] = ctx.load(offset)?;
         let header_len = ((header[12] >> 4) as u32) * 4;
         if header_len < 20 {
             return Err(0);
@@ -263,11 +284,15 @@ fn general(ctx: &TcContext, direction: Direction, out: &mut Parsed) -> Result<()
         ports = [header[0], header[1], header[2], header[3]];
         out.seq = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
         out.tcp_flags = header[13];
+        out.window = u16::from_be_bytes([header[14], header[15]]);
         out.header_len = offset as u32 + header_len;
     } else if protocol == UDP {
         let header: [u8; 8] = ctx.load(offset)?;
         ports = [header[0], header[1], header[2], header[3]];
         out.header_len = offset as u32 + 8;
+    } else if protocol == ICMP || protocol == ICMP6 {
+        out.cell = cell::ICMP as u32;
+        return Err(0);
     } else {
         out.cell = cell::OTHER_L4 as u32;
         return Err(0);

@@ -21,7 +21,7 @@ use super::raw::{
 };
 use super::{
     AccessLog, AccessLogTarget, Admin, Attach, Config, Direction, Gateway, KernelLog, Lane, Leg,
-    Name, Observe, Price, Prices,
+    Name, NetworkNamespace, Observe, Price, Prices,
 };
 use crate::cost::book::Book;
 use crate::cost::exact::is_finite;
@@ -29,6 +29,8 @@ use crate::money::{Currency, Rate, UnitPrice};
 
 const DEFAULT_STATE_DIR: &str = "/var/lib/edgemeter";
 const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9901);
+/// Where `ip netns` keeps the names.
+const NAMESPACE_DIRECTORY: &str = "/run/netns";
 const DEFAULT_BPFFS: &str = "/sys/fs/bpf/edgemeter";
 /// The longest interface name Linux allows (`IFNAMSIZ` less its NUL).
 const INTERFACE_LENGTH_MAX: usize = 15;
@@ -163,6 +165,9 @@ impl Checker<'_> {
             }
             None => Some(Vec::new()),
         };
+        let exclude = self.interface_patterns(&raw.exclude, "observe.exclude");
+        let boundary = self.interface_patterns(&raw.boundary, "observe.boundary");
+        let namespaces = self.network_namespaces(&raw.namespaces);
         let attach = self.choice_or(
             raw.attach.as_ref(),
             "observe.attach",
@@ -208,6 +213,9 @@ impl Checker<'_> {
         let interval = self.number(interval, "observe.collect_interval_ms", 50..=60_000, 1_000);
         let observe = Observe {
             interfaces: interfaces?,
+            exclude: exclude?,
+            boundary: boundary?,
+            namespaces: namespaces?,
             attach: attach?,
             bpffs: bpffs?,
             flows_max: flows_max?,
@@ -218,6 +226,48 @@ impl Checker<'_> {
             kernel_log: kernel_log?,
         };
         Some(enabled.then_some(observe))
+    }
+
+    fn interface_patterns(&mut self, texts: &[Text], list: &str) -> Option<Vec<String>> {
+        let mut seen = Seen::default();
+        let names: Vec<Option<String>> = texts
+            .iter()
+            .enumerate()
+            .map(|(index, text)| self.interface(text, &format!("{list}[{index}]"), &mut seen))
+            .collect();
+        names.into_iter().collect()
+    }
+
+    /// A name below `/run/netns`, or a path such as `/proc/4711/ns/net`.
+    fn network_namespaces(&mut self, texts: &[Text]) -> Option<Vec<NetworkNamespace>> {
+        let mut seen = Seen::default();
+        let mut namespaces = Vec::new();
+        let mut good = true;
+        for (index, text) in texts.iter().enumerate() {
+            let field = format!("observe.namespaces[{index}]");
+            let word = text.get_ref();
+            let path = if word.starts_with('/') {
+                PathBuf::from(word)
+            } else {
+                Path::new(NAMESPACE_DIRECTORY).join(word)
+            };
+            // /proc/4711/ns/net is called proc-4711-ns-net.
+            let name = word.trim_start_matches('/').replace('/', "-");
+            let plain = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
+            let is_path = word.starts_with('/');
+            if name.is_empty() || !name.chars().all(plain) || (!is_path && word.contains('/')) {
+                let wrong = format!("\"{word}\" cannot name a network namespace");
+                let fix = "write a name that `ip netns` lists, of letters, digits, - and _, or an \
+                           absolute path";
+                self.report(text.span(), field, wrong, fix);
+                good = false;
+                continue;
+            }
+            let unique = self.unique(&mut seen, name.clone(), text.span(), &field, "delete it");
+            good &= unique.is_some();
+            namespaces.push(NetworkNamespace { name, path });
+        }
+        good.then_some(namespaces)
     }
 
     fn interface<'r>(

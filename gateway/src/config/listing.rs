@@ -2,7 +2,26 @@
 
 use std::fmt;
 
-use super::{AccessLogTarget, Config, Direction, Leg, Upstream};
+use super::{AccessLogTarget, Config, Direction, Leg, Observe, Upstream};
+
+/// What else is observed, or is not.
+struct Beside<'a>(&'a Observe);
+
+impl fmt::Display for Beside<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(observe) = self;
+        if !observe.exclude.is_empty() {
+            write!(f, " without {}", observe.exclude.join(" "))?;
+        }
+        for namespace in &observe.namespaces {
+            write!(f, " and in {}", namespace.name)?;
+        }
+        if !observe.boundary.is_empty() {
+            write!(f, ", boundary {}", observe.boundary.join(" "))?;
+        }
+        Ok(())
+    }
+}
 
 pub(super) struct Listing<'c>(pub(super) &'c Config);
 
@@ -35,8 +54,9 @@ impl Listing<'_> {
         match observe {
             Some(observe) => writeln!(
                 f,
-                "observe     {} ({:?}, every {:?}{})",
+                "observe     {}{} ({:?}, every {:?}{})",
                 observe.interfaces.join(" "),
+                Beside(observe),
                 observe.attach,
                 observe.collect_interval,
                 if observe.required { ", required" } else { "" }

@@ -111,6 +111,12 @@ pub(super) struct RawAdmin {
 pub(super) struct RawObserve {
     pub(super) enabled: Option<bool>,
     pub(super) interfaces: Option<Spanned<Vec<Text>>>,
+    #[serde(default)]
+    pub(super) exclude: Vec<Text>,
+    #[serde(default)]
+    pub(super) boundary: Vec<Text>,
+    #[serde(default)]
+    pub(super) namespaces: Vec<Text>,
     pub(super) attach: Option<Text>,
     pub(super) bpffs: Option<Text>,
     pub(super) flows_max: Option<Number>,

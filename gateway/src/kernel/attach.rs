@@ -18,7 +18,11 @@ use aya::{
 };
 use flow_abi::name;
 
-use super::{KernelError, PinDirectory, chain, program_mut};
+use super::{
+    KernelError, PinDirectory, chain,
+    devices::{Device, Framing},
+    program_mut,
+};
 
 /// Fixed, so that a later process finds and replaces our filter instead of adding one.
 const CLSACT_PRIORITY: u16 = 50;
@@ -40,7 +44,7 @@ pub enum AttachMode {
 pub struct AttachedLink {
     /// Interface name.
     pub interface: String,
-    /// Its index.
+    /// Its number in the maps: its index, in the gateway's own network namespace.
     pub ifindex: u32,
     /// `ingress` or `egress`.
     pub direction: &'static str,
@@ -50,17 +54,7 @@ pub struct AttachedLink {
     pub replaced: bool,
 }
 
-/// The interface's index in the current network namespace.
-pub(super) fn ifindex(interface: &str) -> Result<u32, KernelError> {
-    let name = CString::new(interface).map_err(|_| no_interface(interface))?;
-    // SAFETY: `name` is NUL-terminated.
-    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
-        0 => Err(no_interface(interface)),
-        index => Ok(index),
-    }
-}
-
-fn no_interface(interface: &str) -> KernelError {
+pub(super) fn no_interface(interface: &str) -> KernelError {
     let known = interface_names().join(", ");
     KernelError::Attach {
         interface: interface.into(),
@@ -87,34 +81,63 @@ fn interface_names() -> Vec<String> {
     names
 }
 
+/// Puts the programs on a device of the calling thread's network namespace. `pinned` is the
+/// interface's name among the pins, `number` its number in the maps.
 pub(super) fn attach(
     ebpf: &mut Ebpf,
-    interface: &str,
+    device: &Device,
+    pinned: &str,
+    number: u32,
     mode: AttachMode,
     pins: Option<&PinDirectory>,
 ) -> Result<Vec<AttachedLink>, KernelError> {
-    let index = ifindex(interface)?;
+    let (interface, index) = (device.name.as_str(), device.index);
     // What an earlier run under another `attach` left would count every frame a second time.
     match mode {
         AttachMode::Clsact => {
             for direction in ["ingress", "egress"] {
                 if let Some(pins) = pins {
-                    let _ = std::fs::remove_file(pins.link(interface, direction));
+                    let _ = std::fs::remove_file(pins.link(pinned, direction));
                 }
             }
         }
         AttachMode::Tcx | AttachMode::Auto => remove_clsact(interface),
     }
     let mut links = Vec::new();
-    for (program, direction, attach_type) in [
-        (name::INGRESS, "ingress", TcAttachType::Ingress),
-        (name::EGRESS, "egress", TcAttachType::Egress),
-    ] {
+    let both = [TcAttachType::Ingress, TcAttachType::Egress];
+    // On loopback what is sent is received: counted when it is sent, and never again.
+    let wanted = match device.framing {
+        Framing::Loopback => &both[1..],
+        Framing::Ethernet | Framing::Bare(_) => &both[..],
+    };
+    if device.framing == Framing::Loopback
+        && let Some(pins) = pins
+    {
+        let _ = std::fs::remove_file(pins.link(pinned, "ingress"));
+    }
+    for attach_type in wanted.iter().copied() {
+        let (direction, ethernet, bare) = match attach_type {
+            TcAttachType::Ingress => ("ingress", name::INGRESS, name::INGRESS_BARE),
+            _ => ("egress", name::EGRESS, name::EGRESS_BARE),
+        };
+        let program = match device.framing {
+            Framing::Bare(_) => bare,
+            Framing::Ethernet | Framing::Loopback => ethernet,
+        };
         let program = program_mut(ebpf, program)?;
+        // Loaded when the first interface needs it.
+        if program.fd().is_err() {
+            program.load().map_err(|error| KernelError::Attach {
+                interface: interface.into(),
+                reason: chain(&error),
+            })?;
+        }
+        let pin = pins.map(|pins| pins.link(pinned, direction));
+        let pin = pin.as_deref();
         let attached = match mode {
             AttachMode::Clsact => clsact(program, interface, attach_type),
-            AttachMode::Tcx => tcx(program, interface, index, direction, attach_type, pins),
-            AttachMode::Auto => tcx(program, interface, index, direction, attach_type, pins)
+            AttachMode::Tcx => tcx(program, interface, index, direction, attach_type, pin),
+            AttachMode::Auto => tcx(program, interface, index, direction, attach_type, pin)
                 .or_else(|_| clsact(program, interface, attach_type)),
         };
         let (mechanism, replaced) = attached.map_err(|reason| KernelError::Attach {
@@ -123,7 +146,7 @@ pub(super) fn attach(
         })?;
         links.push(AttachedLink {
             interface: interface.into(),
-            ifindex: index,
+            ifindex: number,
             direction,
             mechanism,
             replaced,
@@ -138,10 +161,9 @@ fn tcx(
     ifindex: u32,
     direction: &str,
     attach_type: TcAttachType,
-    pins: Option<&PinDirectory>,
+    pin: Option<&Path>,
 ) -> Result<(&'static str, bool), String> {
-    let pin = pins.map(|pins| pins.link(interface, direction));
-    if let Some(pin) = &pin
+    if let Some(pin) = pin
         && pin.exists()
     {
         match replace(program, pin, ifindex) {
@@ -162,7 +184,7 @@ fn tcx(
             TcAttachOptions::TcxOrder(LinkOrder::last()),
         )
         .map_err(|error| chain(&error))?;
-    if let Some(pin) = &pin {
+    if let Some(pin) = pin {
         let link = program.take_link(id).map_err(|error| chain(&error))?;
         let link: FdLink = link.try_into().map_err(|error| chain(&error))?;
         link.pin(pin).map_err(|error| chain(&error))?;

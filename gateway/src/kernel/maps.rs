@@ -15,7 +15,7 @@ use flow_abi::{
     flow_flag, name, side,
 };
 
-use super::{KernelError, batch, map_error};
+use super::{KernelError, batch, map_error, observer::second_hold};
 use crate::slots::now_ns;
 
 /// Open maps.
@@ -96,26 +96,26 @@ impl Maps {
         Ok(reading)
     }
 
+    /// A second hold on the interface table, for whoever attaches.
+    ///
+    /// # Errors
+    /// The map cannot be opened again.
+    pub fn cells_map(&self) -> Result<CellsMap, KernelError> {
+        let map = second_hold(&self.interfaces, name::INTERFACES)?;
+        Ok(CellsMap {
+            map: map
+                .try_into()
+                .map_err(|error| map_error(name::INTERFACES, error))?,
+            possible_cpus: self.possible_cpus,
+        })
+    }
+
     /// Makes an interface's cells: the programs count an interface without cells as orphan.
     ///
     /// # Errors
     /// The table is full.
-    pub fn make_cells(&self, ifindex: u32) -> Result<(), KernelError> {
-        let data = self
-            .interfaces
-            .info()
-            .and_then(|info| MapData::from_id(info.id()))
-            .map_err(|error| map_error(name::INTERFACES, error))?;
-        let mut map: PerCpuHashMap<_, u32, InterfaceCells> = Map::PerCpuHashMap(data)
-            .try_into()
-            .map_err(|error| map_error(name::INTERFACES, error))?;
-        if map.get(&ifindex, 0).is_ok() {
-            return Ok(());
-        }
-        let zero = PerCpuValues::try_from(vec![InterfaceCells::default(); self.possible_cpus])
-            .map_err(|error| map_error(name::INTERFACES, error))?;
-        map.insert(ifindex, zero, 0)
-            .map_err(|error| map_error(name::INTERFACES, error))
+    pub fn make_cells(&self, number: u32) -> Result<(), KernelError> {
+        self.cells_map()?.make(number)
     }
 
     /// Makes the flows at these endpoints, and no others, the gateway's.
@@ -252,6 +252,29 @@ impl Maps {
             bytes: sum.bytes + cpu.bytes,
             frames: sum.frames + cpu.frames,
         }))
+    }
+}
+
+/// The interface table, to be extended.
+pub struct CellsMap {
+    map: PerCpuHashMap<MapData, u32, InterfaceCells>,
+    possible_cpus: usize,
+}
+
+impl CellsMap {
+    /// Makes an interface's cells, if it has none.
+    ///
+    /// # Errors
+    /// The table is full.
+    pub fn make(&mut self, number: u32) -> Result<(), KernelError> {
+        if self.map.get(&number, 0).is_ok() {
+            return Ok(());
+        }
+        let zero = PerCpuValues::try_from(vec![InterfaceCells::default(); self.possible_cpus])
+            .map_err(|error| map_error(name::INTERFACES, error))?;
+        self.map
+            .insert(number, zero, 0)
+            .map_err(|error| map_error(name::INTERFACES, error))
     }
 }
 

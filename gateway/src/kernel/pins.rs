@@ -15,7 +15,7 @@ use flow_abi::{
 use super::Options;
 
 /// Maps that outlive the process.
-pub(super) const PINNED: [&str; 9] = [
+pub(super) const PINNED: [&str; 10] = [
     name::FLOWS,
     name::ACCOUNTS,
     name::INTERFACES,
@@ -25,6 +25,7 @@ pub(super) const PINNED: [&str; 9] = [
     name::SLOTS,
     name::SOCKET_SLOTS,
     name::ORPHANS,
+    name::NAMESPACES,
 ];
 
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
@@ -191,6 +192,7 @@ impl PinDirectory {
                 SizeOf::of::<u32, Cell>(),
                 0,
             ),
+            (name::NAMESPACES, MapType::Hash, SizeOf::of::<u64, u32>(), 0),
         ] {
             let path = self.map(map);
             if !path.exists() {
@@ -227,20 +229,51 @@ impl PinDirectory {
     }
 
     /// Removes the links of interfaces that are not observed any more: they would go on counting
-    /// into the same accounts.
+    /// into the same accounts. With a prefix: only of those whose name begins so, another
+    /// network namespace's; without: of all others.
     ///
     /// # Errors
     /// The directory cannot be read or changed.
-    pub fn keep_links(&self, interfaces: &[String]) -> io::Result<()> {
+    pub fn keep_links(&self, interfaces: &[String], prefix: Option<&str>) -> io::Result<()> {
         let wanted: Vec<PathBuf> = interfaces
             .iter()
             .flat_map(|name| ["ingress", "egress"].map(|direction| self.link(name, direction)))
             .collect();
         for entry in fs::read_dir(self.root.join("links"))? {
             let path = entry?.path();
-            if !wanted.contains(&path) {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let ours = match prefix {
+                Some(prefix) => name.starts_with(prefix),
+                None => !name.contains('@'),
+            };
+            if ours && !wanted.contains(&path) {
                 log::info!("{}: not observed any more, detached", path.display());
                 fs::remove_file(path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes an interface's links, if it has any.
+    pub fn remove_link(&self, interface: &str) {
+        for direction in ["ingress", "egress"] {
+            let _ = fs::remove_file(self.link(interface, direction));
+        }
+    }
+
+    /// Removes the links of network namespaces that are not observed any more.
+    ///
+    /// # Errors
+    /// The directory cannot be read or changed.
+    pub fn keep_namespaces(&self, names: &[&str]) -> io::Result<()> {
+        for entry in fs::read_dir(self.root.join("links"))? {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if let Some((namespace, _)) = name.split_once('@')
+                && !names.contains(&namespace)
+            {
+                log::info!("{}: not observed any more, detached", path.display());
+                fs::remove_file(&path)?;
             }
         }
         Ok(())

@@ -47,7 +47,6 @@ pub struct WatchMaps {
     /// The same map as `connections`, for reading it whole.
     connections_fd: OwnedFd,
     connections: AyaHashMap<MapData, u64, Connection>,
-    namespaces: AyaHashMap<MapData, u64, u32>,
     drops: AyaHashMap<MapData, DropKey, DropCount>,
     events_lost: PerCpuArray<MapData, u64>,
     connections_lost: PerCpuArray<MapData, u64>,
@@ -65,25 +64,22 @@ const RESETS: (&str, &str) = ("resets", "which side reset a connection");
 const DROPS: (&str, &str) = ("drops", "frames this host dropped, and why");
 
 impl Kernel {
-    /// Attaches the socket programs, as far as they work here, for connections of these network
-    /// namespaces (cookie, number).
+    /// Attaches the socket programs, as far as they work here, for connections of the observed
+    /// network namespaces.
     ///
     /// # Errors
-    /// A map is missing from the object or cannot be written; programs that do not work are
-    /// [`Feature`]s.
-    pub fn watch(&mut self, namespaces: &[(u64, u32)]) -> Result<Watch, KernelError> {
-        let mut maps = WatchMaps::take(&mut self.ebpf)?;
-        for (cookie, number) in namespaces {
-            maps.namespaces
-                .insert(cookie, number, 0)
-                .map_err(|error| map_error(name::NAMESPACES, error))?;
-        }
-        let events = self
+    /// A map is missing from the object; programs that do not work are [`Feature`]s.
+    pub fn watch(&mut self) -> Result<Watch, KernelError> {
+        let ebpf = self
             .ebpf
+            .as_mut()
+            .ok_or_else(|| KernelError::Load("the programs are attached already".into()))?;
+        let maps = WatchMaps::take(ebpf)?;
+        let events = ebpf
             .take_map(name::EVENTS)
             .and_then(|map| RingBuf::try_from(map).ok());
         Ok(Watch {
-            features: attach(&mut self.ebpf),
+            features: attach(ebpf),
             events,
             maps,
             types: self.types.clone(),
@@ -202,7 +198,6 @@ impl WatchMaps {
             connections: Map::HashMap(connections)
                 .try_into()
                 .map_err(|error| map_error(name::CONNECTIONS, error))?,
-            namespaces: typed(ebpf, name::NAMESPACES)?,
             drops: typed(ebpf, name::DROPS)?,
             events_lost: typed(ebpf, name::EVENTS_LOST)?,
             connections_lost: typed(ebpf, name::CONNECTIONS_LOST)?,
@@ -253,16 +248,6 @@ impl WatchMaps {
     #[must_use]
     pub fn connections_lost(&self) -> u64 {
         sum(&self.connections_lost, 0)
-    }
-
-    /// Watches another network namespace.
-    ///
-    /// # Errors
-    /// The table is full.
-    pub fn add_namespace(&mut self, cookie: u64, number: u32) -> Result<(), KernelError> {
-        self.namespaces
-            .insert(cookie, number, 0)
-            .map_err(|error| map_error(name::NAMESPACES, error))
     }
 }
 

@@ -20,7 +20,10 @@ use etherparse::{
     ether_type::{
         IPV4, IPV6, MACSEC, PROVIDER_BRIDGING, VLAN_DOUBLE_TAGGED_FRAME, VLAN_TAGGED_FRAME,
     },
-    ip_number::{AUTH, IPV6_DEST_OPTIONS, IPV6_FRAG, IPV6_HOP_BY_HOP, IPV6_ROUTE, TCP, UDP},
+    ip_number::{
+        AUTH, ICMP, IPV6_DEST_OPTIONS, IPV6_FRAG, IPV6_HOP_BY_HOP, IPV6_ICMP as ICMP6, IPV6_ROUTE,
+        TCP, UDP,
+    },
 };
 use flow_abi::{
     Account, AccountKey, CLASS_DEFAULT, Cell, FlowKey, InterfaceCells, OWNER_FOREIGN, cell, name,
@@ -265,6 +268,8 @@ fn ipv4_cell(header: Ipv4HeaderSlice<'_>) -> Option<Headers> {
         Some(Headers::cell(cell::FRAGMENT))
     } else if header.protocol() == AUTH {
         Some(Headers::cell(cell::OTHER_L4).by(Rule::Authentication))
+    } else if matches!(header.protocol(), ICMP | ICMP6) {
+        Some(Headers::cell(cell::ICMP))
     } else if !matches!(header.protocol(), TCP | UDP) {
         Some(Headers::cell(cell::OTHER_L4))
     } else {
@@ -326,6 +331,7 @@ fn ipv6(ip: &LaxIpv6Slice<'_>, frame: &[u8], offset: usize) -> Headers {
             )
         }
         AUTH => Headers::cell(cell::OTHER_L4).by(Rule::Authentication),
+        ICMP | ICMP6 => Headers::cell(cell::ICMP),
         _ => Headers::cell(cell::OTHER_L4),
     };
     found.rules.extend(late);
@@ -356,6 +362,8 @@ fn cut_extension(kind: IpNumber, rest: &[u8], walked: usize) -> Headers {
     };
     if matches!(next, TCP | UDP) || (is_extension(next) && walked + 1 < 6) {
         Headers::cell(cell::UNPARSABLE)
+    } else if matches!(next, ICMP | ICMP6) {
+        Headers::cell(cell::ICMP).by(Rule::CutBehindReason)
     } else {
         Headers::cell(cell::OTHER_L4).by(Rule::CutBehindReason)
     }
@@ -980,7 +988,14 @@ fn the_kernels_parser_agrees_with_another() {
     );
     assert!(refused * 10 < 2 * FRAMES, "{refused} frames were not run");
     // A generator that no longer makes a kind of frame proves nothing about it.
-    for place in ["flow", "non_ip", "other_l4", "fragment", "unparsable"] {
+    for place in [
+        "flow",
+        "non_ip",
+        "icmp",
+        "other_l4",
+        "fragment",
+        "unparsable",
+    ] {
         assert!(
             places.get(place).is_some_and(|runs| *runs > 1000),
             "{place}"

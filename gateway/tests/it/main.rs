@@ -15,6 +15,7 @@ mod degraded;
 mod differential;
 mod disk;
 mod harness;
+mod interfaces;
 mod kernel;
 mod lanes;
 mod origin;

@@ -108,7 +108,7 @@ fn frame(tags: &[u16], ethertype: u16, packet: Vec<u8>) -> Vec<u8> {
 
 /// Frames of every kind, with the bytes and frames a wire would carry, worked out by hand.
 pub fn cases() -> Vec<Case> {
-    use flow_abi::cell::{FRAGMENT, NON_IP, OTHER_L4, UNPARSABLE};
+    use flow_abi::cell::{FRAGMENT, ICMP, NON_IP, OTHER_L4, UNPARSABLE};
     const V4: u16 = 0x0800;
     const V6: u16 = 0x86dd;
     let data = |payload| ipv4(6, 0, 0x4000, &tcp(0, 0x18, payload));
@@ -207,8 +207,8 @@ pub fn cases() -> Vec<Case> {
             frame(&[0x8100], 0x0806, vec![0; 46]),
             NON_IP,
         ),
-        Case::cell("icmp", frame(&[], V4, ipv4(1, 0, 0, &[8; 64])), OTHER_L4),
-        Case::cell("icmp6", frame(&[], V6, ipv6(58, &[], &[128; 64])), OTHER_L4),
+        Case::cell("icmp", frame(&[], V4, ipv4(1, 0, 0, &[8; 64])), ICMP),
+        Case::cell("icmp6", frame(&[], V6, ipv6(58, &[], &[128; 64])), ICMP),
         Case::cell("esp", frame(&[], V4, ipv4(50, 0, 0, &[8; 64])), OTHER_L4),
         Case::cell("ip version 6 under ethertype 4", bad_version, UNPARSABLE),
         Case::cell("tcp header too short", short_tcp_header, UNPARSABLE),

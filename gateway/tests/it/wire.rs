@@ -110,7 +110,7 @@ fn traffic_that_is_not_the_gateways_is_visible_and_not_attributed() {
         })
     };
     assert!(cell("fragment") > 25_000, "fragments: {}", cell("fragment"));
-    assert!(cell("other_l4") > 0, "ICMP answers");
+    assert!(cell("icmp") > 0, "ICMP answers");
     assert_eq!(
         bytes_of_kind(&site, OwnerKind::Foreign),
         (14 + 20 + 8) * 2 + 10 + 1400,
