@@ -35,30 +35,40 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// Names by interface number, of every interface ever observed by this process: a counter may
 /// be read after its interface is gone.
 #[derive(Debug, Default)]
-pub struct InterfaceNames(Mutex<HashMap<u32, String>>);
+pub struct InterfaceNames(Mutex<HashMap<u32, Known>>);
+
+#[derive(Clone, Debug)]
+struct Known {
+    name: String,
+    inner: bool,
+}
 
 impl InterfaceNames {
     /// All of them.
     #[must_use]
     pub fn snapshot(&self) -> HashMap<u32, String> {
-        self.lock().clone()
-    }
-
-    /// Numbers of those in the gateway's own network namespace.
-    #[must_use]
-    pub fn own_numbers(&self) -> Vec<u32> {
-        let names = self.lock();
-        let numbers = names.keys().copied();
-        numbers
-            .filter(|number| number >> interface::NAMESPACE_SHIFT == 0)
+        let known = self.lock();
+        let names = known.iter();
+        names
+            .map(|(number, known)| (*number, known.name.clone()))
             .collect()
     }
 
-    fn set(&self, number: u32, name: String) {
-        self.lock().insert(number, name);
+    /// Numbers of those in the gateway's own network namespace where its flows are credited.
+    #[must_use]
+    pub fn own_numbers(&self) -> Vec<u32> {
+        let known = self.lock();
+        let own = known
+            .iter()
+            .filter(|(number, known)| *number >> interface::NAMESPACE_SHIFT == 0 && !known.inner);
+        own.map(|(number, _)| *number).collect()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u32, String>> {
+    fn set(&self, number: u32, name: String, inner: bool) {
+        self.lock().insert(number, Known { name, inner });
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u32, Known>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -173,7 +183,8 @@ impl Observer {
         let number = self.place.number << interface::NAMESPACE_SHIFT | device.index;
         // The cells first: the programs do not make them. The name before both: nothing is
         // posted without one.
-        self.names.set(number, self.place.shown(&device.name));
+        self.names
+            .set(number, self.place.shown(&device.name), inner);
         self.cells.make(number)?;
         self.set_inner(number, inner)?;
         let pinned = self.place.pinned(&device.name);
@@ -265,6 +276,7 @@ impl Observer {
                     continue;
                 }
                 let shown = self.place.shown(&name);
+                self.names.set(number, shown.clone(), *inner);
                 let now = if *inner { "inner" } else { "boundary" };
                 log::info!("{shown}: {now} now");
                 self.attached.insert(device.index, (name, *inner));
