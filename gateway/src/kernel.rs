@@ -216,11 +216,7 @@ impl Kernel {
             &self.types,
             place.number,
         )?;
-        for program in [name::INGRESS, name::EGRESS] {
-            program_mut(&mut ebpf, program)?
-                .load()
-                .map_err(|error| KernelError::Load(format!("{program}: {}", chain(&error))))?;
-        }
+        load_tc(&mut ebpf)?;
         self.observer_of(ebpf, place, selection, mode)
     }
 
@@ -290,12 +286,24 @@ fn kernel_types() -> KernelTypes {
     })
 }
 
-fn load_programs(ebpf: &mut Ebpf) -> Result<Maps, KernelError> {
+/// All of them now, before any map is taken out: until they are loaded, the programs know their
+/// maps by descriptor only, and a closed descriptor's number is soon another map's.
+fn load_tc(ebpf: &mut Ebpf) -> Result<(), KernelError> {
     for program in [name::INGRESS, name::EGRESS] {
         program_mut(ebpf, program)?
             .load()
             .map_err(|error| KernelError::Load(format!("{program}: {}", chain(&error))))?;
     }
+    for program in [name::INGRESS_BARE, name::EGRESS_BARE] {
+        if let Err(error) = program_mut(ebpf, program)?.load() {
+            log::warn!("{program}: {}; tunnels are not observed", chain(&error));
+        }
+    }
+    Ok(())
+}
+
+fn load_programs(ebpf: &mut Ebpf) -> Result<Maps, KernelError> {
+    load_tc(ebpf)?;
     Maps::new(
         take(ebpf, name::FLOWS)?,
         take(ebpf, name::ACCOUNTS)?,

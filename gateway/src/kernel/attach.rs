@@ -125,13 +125,6 @@ pub(super) fn attach(
             Framing::Ethernet | Framing::Loopback => ethernet,
         };
         let program = program_mut(ebpf, program)?;
-        // Loaded when the first interface needs it.
-        if program.fd().is_err() {
-            program.load().map_err(|error| KernelError::Attach {
-                interface: interface.into(),
-                reason: chain(&error),
-            })?;
-        }
         let pin = pins.map(|pins| pins.link(pinned, direction));
         let pin = pin.as_deref();
         let attached = match mode {
