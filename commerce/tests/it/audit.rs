@@ -137,3 +137,62 @@ async fn every_kind_of_damage_is_found_by_name() {
         );
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_is_found_on_postgres_as_well() {
+    let cases: &[(&str, &[&str])] = &[
+        (
+            "ALTER TABLE stock DROP CONSTRAINT stock_check; UPDATE stock SET available = available - 1",
+            &["stock_conserved", "ledger_balanced"],
+        ),
+        (
+            "UPDATE stock_movement SET available = available - 1 WHERE reason = 'reserve'",
+            &["ledger_balanced", "ledger_explained"],
+        ),
+        (
+            "DELETE FROM idempotency WHERE order_id IS NOT NULL",
+            &["one_order_per_key"],
+        ),
+        (
+            "UPDATE orders SET total_minor = total_minor - 1",
+            &["order_totals"],
+        ),
+        ("DELETE FROM payment_event", &["payments_add_up"]),
+        (
+            "UPDATE outbox SET version = 1 WHERE version = 2",
+            &["outbox_complete"],
+        ),
+        // An event that no sink was ever to get.
+        (
+            "DELETE FROM delivery WHERE seq = 1",
+            &["events_delivered_or_pending"],
+        ),
+    ];
+    let service = InProcess::with(Backend::Postgres, &[product("a", 10)], |config| {
+        // Nobody listens there: events stay pending.
+        config.risk_url = Some("http://127.0.0.1:9/".to_owned());
+    })
+    .await;
+    let placed = service.api.place("k1", &[("a", 2)]).await;
+    let location = header(&placed, "location");
+    let pay = service.api.change(location, "pay", "k2", json!({})).await;
+    assert_eq!(pay.status(), StatusCode::OK);
+    let database = service.stop_and_audit().await;
+    let server = xtask::server::Postgres::shared().unwrap();
+    let original = database.argument();
+    let original = original.rsplit('/').next().unwrap();
+    for (n, (damage, expected)) in cases.iter().enumerate() {
+        let copy = format!("{original}_damaged_{n}");
+        let create = format!("CREATE DATABASE {copy} TEMPLATE {original}");
+        server.query("postgres", &create).unwrap();
+        server.query(&copy, damage).unwrap();
+        let target = Target::Postgres(server.url(&copy));
+        let report = tokio::task::spawn_blocking(move || audit(&target).unwrap());
+        let report = report.await.unwrap();
+        assert_eq!(
+            report.violated().collect::<Vec<_>>(),
+            *expected,
+            "{damage}\n{report}"
+        );
+    }
+}
