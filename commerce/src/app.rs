@@ -5,6 +5,7 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::serve::ListenerExt as _;
@@ -13,10 +14,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
+use crate::campaigns::Campaigns;
 use crate::catalogue::{self, SeedError};
+use crate::census::{Census, Kind};
 use crate::command::pay::Provider;
 use crate::config::Config;
 use crate::gate::Gate;
+use crate::http::member::Issuer;
 use crate::http::{self, Drain, Shared};
 use crate::metrics::Metrics;
 use crate::provider;
@@ -24,7 +28,12 @@ use crate::relay::deliver::Client;
 use crate::relay::{self, sink};
 use crate::store::sql::Backend;
 use crate::store::{Limits, Store, StoreError, WriterThread};
+use crate::upkeep::{self, Upkeep};
+use crate::watch::Hub;
 use crate::webhook::{Secret, WebhookError};
+
+/// How long watchers may take to say goodbye.
+const WATCHERS_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A service that has its port and its database, and is about to answer.
 pub struct Service {
@@ -62,6 +71,21 @@ impl Service {
             .map_err(std::io::Error::other)
             .map_err(StoreError::Thread)??;
         let background = Background::start(config, &store, &metrics).await?;
+        let census = Census::default();
+        let settings = config.campaigns.clone();
+        let campaigns = Campaigns::start(&store, settings, &census, &metrics).await?;
+        let issuer = Arc::new(Issuer::new(
+            config.issuer.clone(),
+            config.audience.clone(),
+            upkeep::keys(&store).await?,
+        ));
+        let upkeep = Upkeep {
+            store: store.clone(),
+            provider: background.provider,
+            issuer: issuer.clone(),
+            metrics: metrics.clone(),
+        };
+        census.spawn(Kind::Upkeep, upkeep.run());
         let bind = |error| ServiceError::Bind(config.listen, error);
         let listener = TcpListener::bind(config.listen).await.map_err(bind)?;
         let address = listener.local_addr().map_err(bind)?;
@@ -69,6 +93,7 @@ impl Service {
             listener,
             address,
             shared: Shared {
+                hub: Hub::new(store.clone(), census.clone()),
                 store,
                 metrics,
                 drain: Drain::default(),
@@ -77,6 +102,10 @@ impl Service {
                 provider_secret: background.secret.clone(),
                 gate: background.gate.clone(),
                 sinks: background.sinks.clone(),
+                campaigns,
+                census,
+                issuer,
+                origins: config.origins.clone().into(),
             },
             background,
             writer,
@@ -97,7 +126,7 @@ impl Service {
     /// [`ServiceError::Accept`] if accepting failed, [`ServiceError::Store`] if the last
     /// commit or the checkpoint did.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), ServiceError> {
-        let drain = self.shared.drain.clone();
+        let (drain, census) = (self.shared.drain.clone(), self.shared.census.clone());
         let (close_port, port_closes) = oneshot::channel::<()>();
         let listener = self.listener.tap_io(|connection| {
             // Small answers must not wait for an acknowledgement of the previous one.
@@ -130,6 +159,9 @@ impl Service {
                 }
             }
         };
+        // Watchers have been told; their connections are no requests, so nobody else waits.
+        let told = tokio::time::timeout(WATCHERS_PATIENCE, census.none_of(Kind::Watcher));
+        let _ = told.await;
         self.background.stop().await;
         // Whatever happened to the server, what was queued is committed.
         let stopped = self.writer.stop().await;

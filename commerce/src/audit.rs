@@ -205,6 +205,40 @@ const CHECKS: &[Check] = &[
             WHERE d.seq IS NULL AND e.at_ms > s.created_at_ms AND s.deleted_at_ms IS NULL",
     },
     Check {
+        name: "groups_conserved",
+        promise: "a group's places are those of its members, and never more than its size",
+        subject: "groups",
+        only: None,
+        count: "SELECT count(*) FROM buying_group",
+        violations: "
+            SELECT 'group ' || id || ': ' || state || ', size ' || size || ', taken ' || taken
+                   || ' for ' || places || ', paid ' || paid || ' for ' || payers
+            FROM (SELECT g.id, g.state, g.size, g.taken, g.paid,
+                         (SELECT count(*) FROM group_place AS p
+                          WHERE p.group_id = g.id AND p.state <> 'released') AS places,
+                         (SELECT count(*) FROM group_place AS p
+                          WHERE p.group_id = g.id AND p.state = 'paid') AS payers
+                  FROM buying_group AS g) AS s
+            WHERE taken > size OR paid > taken
+               OR state <> 'failed' AND (taken <> places OR paid <> payers)
+               OR state = 'succeeded' AND paid <> size",
+    },
+    Check {
+        name: "renewals_explained",
+        promise: "a member has each period once, and what was paid for is what the last one says",
+        subject: "members",
+        only: None,
+        count: "SELECT count(*) FROM member",
+        violations: "
+            SELECT 'member ' || id || ': period ' || period || ', renewals ' || renewals || ', last ' || last
+            FROM (SELECT m.id, m.period, m.paid_until_ms,
+                         (SELECT count(*) FROM renewal AS r WHERE r.member_id = m.id) AS renewals,
+                         (SELECT coalesce(max(r.paid_until_ms), 0) FROM renewal AS r
+                          WHERE r.member_id = m.id) AS last
+                  FROM member AS m) AS s
+            WHERE period <> renewals OR paid_until_ms <> last",
+    },
+    Check {
         name: "references_intact",
         promise: "no row refers to a missing one",
         subject: "tables",

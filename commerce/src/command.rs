@@ -4,9 +4,12 @@
 //! They decide first and write then; see [`Command`]. README.md has the recipe for another.
 
 pub mod callback;
+pub mod campaign;
 pub mod cancel;
 pub mod expire;
+pub mod group;
 pub mod keyed;
+pub mod member;
 pub mod pay;
 pub mod place;
 pub mod refund;
@@ -139,6 +142,7 @@ pub fn change(
     if changed != 1 {
         return Err(StoreError::Inconsistent("an order changed while locked"));
     }
+    group::follow(tx, order, action)?;
     let json = tx.json(order)?;
     event::emit(tx, topic, order, origin, json.clone())?;
     Ok(json)

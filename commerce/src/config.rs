@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
+use crate::campaigns;
 use crate::store::Target;
 
 /// The order service behind the gateway.
@@ -22,7 +23,7 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serve the order API until SIGTERM or SIGINT, then drain.
-    Serve(ServeArguments),
+    Serve(Box<ServeArguments>),
     /// Prove that a database keeps its promises; exit 1 and name the violation otherwise.
     Audit(AuditArguments),
     /// A payment provider for tests, whose callbacks are slow, doubled, lost and reordered.
@@ -86,6 +87,24 @@ pub struct ServeArguments {
     /// How long an unpaid order keeps its stock, in seconds.
     #[arg(long, default_value = "900")]
     pub hold_seconds: u32,
+    /// Discounts, group offers and experiments; read again when it changes.
+    #[arg(long)]
+    pub campaign: Option<PathBuf>,
+    /// Seconds between two assessments of the experiments.
+    #[arg(long, default_value = "60")]
+    pub assess_seconds: u32,
+    /// Seconds a campaign serves without harm before it counts as good.
+    #[arg(long, default_value = "600")]
+    pub good_after_seconds: u32,
+    /// `iss` of the access tokens.
+    #[arg(long, default_value = "https://commerce.example")]
+    pub issuer: String,
+    /// `aud` of the access tokens.
+    #[arg(long, default_value = "shop")]
+    pub audience: String,
+    /// An origin, beside our own host, whose pages may watch groups; may be repeated.
+    #[arg(long)]
+    pub origin: Vec<String>,
     /// Commands that may wait for the writer before orders are refused with 503.
     #[arg(long, default_value = "1024")]
     pub queue_capacity: NonZeroUsize,
@@ -163,6 +182,14 @@ pub struct Config {
     pub provider_check: Duration,
     /// How long an unpaid order keeps its stock.
     pub hold: Duration,
+    /// Where campaigns come from, and how they are judged.
+    pub campaigns: campaigns::Settings,
+    /// `iss` of the access tokens.
+    pub issuer: String,
+    /// `aud` of the access tokens.
+    pub audience: String,
+    /// Origins whose pages may watch groups.
+    pub origins: Vec<String>,
     /// Commands that may wait for the writer.
     pub queue_capacity: NonZeroUsize,
     /// Connections that read.
@@ -188,6 +215,14 @@ impl From<ServeArguments> for Config {
                 .or_else(|| std::env::var("COMMERCE_SHARED_SECRET").ok()),
             provider_check: Duration::from_secs(arguments.provider_check_seconds.into()),
             hold: Duration::from_secs(arguments.hold_seconds.into()),
+            campaigns: campaigns::Settings {
+                file: arguments.campaign,
+                assess_every: Duration::from_secs(arguments.assess_seconds.into()),
+                good_after: Duration::from_secs(arguments.good_after_seconds.into()),
+            },
+            issuer: arguments.issuer,
+            audience: arguments.audience,
+            origins: arguments.origin,
             queue_capacity: arguments.queue_capacity,
             readers: arguments.readers,
             seed: arguments.seed,
@@ -205,7 +240,7 @@ mod tests {
         let mut line = vec!["commerce", "serve", "--database", "c.db"];
         line.extend(extra);
         match Arguments::parse_from(line).command {
-            Command::Serve(arguments) => Config::from(arguments),
+            Command::Serve(arguments) => Config::from(*arguments),
             other => panic!("parsed as {other:?}"),
         }
     }

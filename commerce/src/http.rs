@@ -3,31 +3,37 @@
 //! Handlers parse once, call the store, and translate. No business rule lives here.
 
 mod catalogue;
+mod experiments;
+mod group;
 mod health;
 mod keyed;
+pub mod member;
 mod observe;
 mod openapi;
 mod orders;
+mod page;
 mod problem;
 mod webhooks;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Query, rejection::QueryRejection};
 use axum::http::HeaderMap;
 use axum::middleware::from_fn_with_state;
-use axum::routing::{delete, get, post};
+use axum::routing::{delete, get, post, put};
 use serde::Deserialize;
 use tokio::sync::watch;
 use utoipa::IntoParams;
 
+use crate::campaigns::Campaigns;
+use crate::census::Census;
 use crate::command::pay::Provider;
 use crate::gate::Gate;
 use crate::metrics::Metrics;
 use crate::store::Store;
+use crate::watch::Hub;
 use crate::webhook::Secret;
 use problem::{Kind, Problem};
 
@@ -58,6 +64,21 @@ mod route {
     pub(super) const PRODUCTS: &str = "/api/v1/products";
     pub(super) const PRODUCT: &str = "/api/v1/products/{sku}";
     pub(super) const PRODUCT_PAGE: &str = "/products/{sku}";
+    pub(super) const ASSET: &str = "/assets/{name}";
+    pub(super) const PICTURE: &str = "/pictures/{name}";
+    pub(super) const VITALS: &str = "/api/v1/vitals";
+    pub(super) const EXPERIMENTS: &str = "/api/v1/experiments";
+    pub(super) const GROUP_OFFER: &str = "/api/v1/group";
+    pub(super) const GROUP: &str = "/api/v1/group/{id}";
+    pub(super) const GROUP_TICKET: &str = "/api/v1/group/{id}/ticket";
+    pub(super) const GROUP_WATCH: &str = "/api/v1/group/{id}/watch";
+    pub(super) const MEMBERS: &str = "/api/v1/members";
+    pub(super) const TOKENS: &str = "/api/v1/tokens";
+    pub(super) const TOKENS_REFRESH: &str = "/api/v1/tokens/refresh";
+    pub(super) const TOKENS_REVOKE: &str = "/api/v1/tokens/revoke";
+    pub(super) const MEMBERSHIP: &str = "/api/v1/membership";
+    pub(super) const PERIOD: &str = "/api/v1/membership/periods/{period}";
+    pub(super) const JWKS: &str = "/.well-known/jwks.json";
     pub(super) const LIVEZ: &str = "/livez";
     pub(super) const READYZ: &str = "/readyz";
     pub(super) const METRICS: &str = "/metrics";
@@ -76,6 +97,21 @@ mod route {
         PRODUCTS,
         PRODUCT,
         PRODUCT_PAGE,
+        ASSET,
+        PICTURE,
+        VITALS,
+        EXPERIMENTS,
+        GROUP_OFFER,
+        GROUP,
+        GROUP_TICKET,
+        GROUP_WATCH,
+        MEMBERS,
+        TOKENS,
+        TOKENS_REFRESH,
+        TOKENS_REVOKE,
+        MEMBERSHIP,
+        PERIOD,
+        JWKS,
         LIVEZ,
         READYZ,
         METRICS,
@@ -101,23 +137,63 @@ pub struct Shared {
     pub gate: Option<Gate>,
     /// Tells the relays that a subscription changed.
     pub sinks: watch::Sender<u64>,
+    /// Discounts, group offers and experiments in force.
+    pub campaigns: Campaigns,
+    /// Who watches which group.
+    pub hub: Hub,
+    /// The tasks that outlive a request.
+    pub census: Census,
+    /// Issues and verifies access tokens.
+    pub issuer: member::SharedIssuer,
+    /// Origins, beside our own, whose pages may watch groups.
+    pub origins: Arc<[String]>,
 }
 
 /// A switch that only goes one way: once draining, `/readyz` answers 503.
-#[derive(Clone, Default)]
-pub struct Drain(Arc<AtomicBool>);
+#[derive(Clone)]
+pub struct Drain {
+    announce: Arc<watch::Sender<bool>>,
+    announced: watch::Receiver<bool>,
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        let (announce, announced) = watch::channel(false);
+        Self {
+            announce: Arc::new(announce),
+            announced,
+        }
+    }
+}
 
 impl Drain {
     /// Announces the end.
     pub fn begin(&self) {
-        self.0.store(true, Ordering::Release);
+        self.announce.send_replace(true);
     }
 
     /// Whether the end was announced.
     #[must_use]
     pub fn has_begun(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        *self.announced.borrow()
     }
+
+    /// Waits until the end is announced.
+    pub async fn begun(&mut self) {
+        // The sender lives as long as we do.
+        let _ = self.announced.wait_for(|begun| *begun).await;
+    }
+}
+
+/// 256 random bits as text: what nobody can guess.
+fn random_token() -> Result<String, Problem> {
+    use base64::Engine as _;
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).map_err(|error| {
+        tracing::error!(%error, "the system has no random bytes");
+        Problem::new(Kind::Internal, "The request failed here, not at your side.")
+    })?;
+    Ok(base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes))
 }
 
 /// All routes over `shared`.
@@ -139,7 +215,22 @@ pub fn router(shared: Shared) -> Router {
         .route(route::OPENAPI, get(openapi::document))
         .route(route::PRODUCTS, get(catalogue::list))
         .route(route::PRODUCT, get(catalogue::show))
-        .route(route::PRODUCT_PAGE, get(catalogue::page))
+        .route(route::PRODUCT_PAGE, get(page::page))
+        .route(route::ASSET, get(page::asset))
+        .route(route::PICTURE, get(page::picture))
+        .route(route::VITALS, post(experiments::vitals))
+        .route(route::EXPERIMENTS, get(experiments::list))
+        .route(route::GROUP_OFFER, get(group::offer).post(group::join))
+        .route(route::GROUP, get(group::show))
+        .route(route::GROUP_TICKET, post(group::ticket))
+        .route(route::GROUP_WATCH, get(group::watch))
+        .route(route::MEMBERS, post(member::register))
+        .route(route::TOKENS, post(member::log_in))
+        .route(route::TOKENS_REFRESH, post(member::refresh))
+        .route(route::TOKENS_REVOKE, post(member::log_out))
+        .route(route::MEMBERSHIP, get(member::membership))
+        .route(route::PERIOD, put(member::renew))
+        .route(route::JWKS, get(member::jwks))
         .route(route::LIVEZ, get(health::livez))
         .route(route::READYZ, get(health::readyz))
         .route(route::METRICS, get(health::metrics))

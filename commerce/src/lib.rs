@@ -31,7 +31,10 @@
 
 pub mod app;
 pub mod audit;
+pub mod campaign;
+pub mod campaigns;
 pub mod catalogue;
+pub mod census;
 pub mod command;
 pub mod config;
 pub mod discount;
@@ -39,8 +42,10 @@ pub mod event;
 pub mod experiment;
 pub mod fake;
 pub mod gate;
+pub mod group;
 pub mod http;
 pub mod idempotency;
+pub mod membership;
 pub mod metrics;
 pub mod money;
 mod mutant;
@@ -51,4 +56,6 @@ pub mod read;
 pub mod relay;
 pub mod store;
 pub mod trace;
+pub mod upkeep;
+pub mod watch;
 pub mod webhook;

@@ -14,7 +14,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Serve(serve) => {
             start_log(serve.log_level);
-            run_service(&Config::from(serve))
+            run_service(&Config::from(*serve))
         }
         Command::Audit(audit) => run_audit(&audit),
         Command::Provider(provider) => run_provider(provider),

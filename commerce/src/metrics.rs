@@ -5,6 +5,8 @@
 //! scrape shows them. Every label value comes from a closed set (route templates, methods,
 //! reasons) or from the catalogue (currencies), so no client can add time series.
 
+mod growth;
+
 use std::fmt;
 use std::time::Duration;
 
@@ -18,10 +20,13 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::event::Topic;
 use crate::order::Refusal;
 
+pub use growth::StockTotals;
+
 /// The media type of [`Metrics::encode`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Every family as a scrape names it; a test compares this list with the real output.
+/// The families of this file as a scrape names them; a test compares this list and that of
+/// [`growth`] with the real output.
 pub const NAMES: &[&str] = &[
     "commerce_requests_total",
     "commerce_requests_in_flight",
@@ -113,6 +118,10 @@ pub enum RefusalReason {
     InsufficientStock,
     /// The prices have no sum.
     Total,
+    /// A coupon is unknown or not valid now.
+    Coupon,
+    /// The group has no place for them.
+    Group,
     /// The order's state, version or payment does not allow the change.
     State,
     /// The writer's queue was full, or the writer was gone.
@@ -123,12 +132,14 @@ pub enum RefusalReason {
 
 impl RefusalReason {
     /// Every reason, in the order of the variants.
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 10] = [
         Self::InvalidRequest,
         Self::KeyReused,
         Self::UnknownSku,
         Self::InsufficientStock,
         Self::Total,
+        Self::Coupon,
+        Self::Group,
         Self::State,
         Self::Overloaded,
         Self::Storage,
@@ -141,6 +152,7 @@ impl RefusalReason {
             Refusal::UnknownSku(_) => Self::UnknownSku,
             Refusal::InsufficientStock { .. } => Self::InsufficientStock,
             Refusal::Total(_) => Self::Total,
+            Refusal::Coupon(_) => Self::Coupon,
             Refusal::NotFound
             | Refusal::Stale { .. }
             | Refusal::State { .. }
@@ -158,6 +170,8 @@ impl RefusalReason {
             Self::UnknownSku => "unknown_sku",
             Self::InsufficientStock => "insufficient_stock",
             Self::Total => "total",
+            Self::Coupon => "coupon",
+            Self::Group => "group",
             Self::State => "state",
             Self::Overloaded => "overloaded",
             Self::Storage => "storage",
@@ -188,6 +202,7 @@ pub struct Metrics {
     dead_letters: Family<SinkLabel, Counter>,
     callbacks_recovered: Counter,
     admissions: Family<OutcomeLabel, Counter>,
+    growth: growth::Growth,
     registry: std::sync::Arc<Registry>,
 }
 
@@ -216,6 +231,7 @@ impl Metrics {
             dead_letters: Family::default(),
             callbacks_recovered: Counter::default(),
             admissions: Family::default(),
+            growth: growth::Growth::new(),
             registry: std::sync::Arc::default(),
         };
         // From zero: an increase from nothing is invisible to a rate.
@@ -350,6 +366,7 @@ impl Metrics {
             "Orders the Redis gate was asked about, by its answer",
             self.admissions.clone(),
         );
+        self.growth.register(&mut registry);
         registry
     }
 
@@ -515,7 +532,9 @@ mod tests {
         metrics.request_began();
         metrics.request_ended("/livez", "GET", "2xx", Duration::ZERO);
         metrics.order_created(1, "CNY".to_owned(), 1);
+        growth::tests::give_every_family_a_member(&metrics);
         let text = metrics.encode().unwrap();
+        let names: Vec<&str> = NAMES.iter().chain(growth::NAMES).copied().collect();
         let described: Vec<String> = text
             .lines()
             .filter_map(|line| line.strip_prefix("# TYPE "))
@@ -528,13 +547,13 @@ mod tests {
                 }
             })
             .collect();
-        assert_eq!(described, NAMES);
-        assert!(NAMES.iter().all(|name| name.starts_with("commerce_")));
+        assert_eq!(described, names);
+        assert!(names.iter().all(|name| name.starts_with("commerce_")));
         assert_eq!(
             text.lines()
                 .filter(|line| line.starts_with("# HELP "))
                 .count(),
-            NAMES.len()
+            names.len()
         );
     }
 

@@ -12,6 +12,12 @@ pub(crate) enum Mutant {
     PooledBuffer,
     /// Events count as delivered once they are in memory.
     ChannelEvents,
+    /// Money is split in floats, each share rounded on its own.
+    FloatMoney,
+    /// An experiment ships at the first look that looks good.
+    Peeking,
+    /// A place in a group is checked before the command is queued, and taken unconditionally.
+    CheckThenAct,
 }
 
 impl Mutant {
@@ -23,6 +29,9 @@ impl Mutant {
             Self::LockDelete => "lock-delete",
             Self::PooledBuffer => "pooled-buffer",
             Self::ChannelEvents => "channel-events",
+            Self::FloatMoney => "float-money",
+            Self::Peeking => "peeking",
+            Self::CheckThenAct => "check-then-act",
         };
         let chosen = CHOSEN.get_or_init(|| std::env::var("COMMERCE_MUTANT").ok());
         chosen.as_deref() == Some(name)

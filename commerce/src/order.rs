@@ -103,6 +103,8 @@ pub enum Refusal {
         /// Units asked for.
         requested: u32,
     },
+    /// A coupon is unknown or not valid now.
+    Coupon(String),
     /// The prices cannot be summed.
     Total(TotalRefusal),
     /// There is no such order of this principal.
@@ -146,6 +148,7 @@ impl Refusal {
         match self {
             Self::InsufficientStock { .. } | Self::State { .. } => true,
             Self::UnknownSku(_)
+            | Self::Coupon(_)
             | Self::Total(_)
             | Self::NotFound
             | Self::Stale { .. }

@@ -15,7 +15,19 @@ struct Mutant {
     test: &'static str,
 }
 
-const MUTANTS: [Mutant; 3] = [
+const MUTANTS: [Mutant; 6] = [
+    Mutant {
+        name: "float-money",
+        test: "discount::tests::shares_sum_to_the_amount_and_stay_within_a_unit_of_the_proportion",
+    },
+    Mutant {
+        name: "peeking",
+        test: "experiments::experiments_without_a_difference_rarely_ship_or_roll_back",
+    },
+    Mutant {
+        name: "check-then-act",
+        test: "groups::sqlite::more_join_at_once_than_there_are_places",
+    },
     Mutant {
         name: "lock-delete",
         test: "gate::a_lock_that_ran_out_is_not_released_by_its_old_holder",

@@ -8,14 +8,18 @@
 //!
 //! Either all of it commits, or nothing but a remembered refusal.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::member;
 use super::stock::{self, Move};
 use super::{Effect, Locks, Outcome, Render, Tx, Verdict};
+use crate::catalogue::Sku;
+use crate::discount::{self, Customer, DiscountError, Item, Rule};
 use crate::event::{self, Origin, Topic};
 use crate::metrics::{Metrics, RefusalReason};
 use crate::money::Money;
-use crate::order::{self, Draft, Line, Order, OrderId, Refusal, Status};
+use crate::order::{self, Draft, Line, Order, OrderId, Refusal, Status, TotalRefusal};
 use crate::store::StoreError;
 use crate::store::sql::Param;
 
@@ -28,6 +32,8 @@ pub struct Place {
     pub origin: Origin,
     /// What is asked for.
     pub draft: Draft,
+    /// What takes something off the prices.
+    pub terms: Terms,
     /// How long the stock is reserved for a payment.
     pub hold: Duration,
     /// The gate calls it sold out: the ledger is asked without taking its rows' locks.
@@ -36,11 +42,26 @@ pub struct Place {
     pub render: Render,
 }
 
+/// The rules in force, and what is known of the customer.
+#[derive(Clone, Debug, Default)]
+pub struct Terms {
+    /// Discount rules.
+    pub rules: Arc<[Rule]>,
+    /// The member, if the customer is one; what they are entitled to is in the database.
+    pub member: Option<String>,
+    /// Coupon codes offered.
+    pub coupons: Vec<String>,
+    /// (experiment, variant) pairs the customer is in.
+    pub variants: Vec<(String, String)>,
+}
+
 /// What became of it.
 #[derive(Clone, Copy, Debug)]
 pub enum Placed {
     /// A new order.
     Order {
+        /// Its identity.
+        id: OrderId,
         /// Its total.
         total: Money,
         /// Units over all lines.
@@ -64,7 +85,11 @@ impl Effect for Place {
 
     fn run(&self, tx: &mut Tx<'_>) -> Result<Outcome<Placed>, StoreError> {
         let id = OrderId::generate();
-        let priced = price(tx, id, &self.draft)?.and_then(|lines| {
+        let priced = match price(tx, id, &self.draft)? {
+            Ok(lines) => self.terms.apply(tx, lines)?,
+            Err(refusal) => Err(refusal),
+        };
+        let priced = priced.and_then(|lines| {
             let total = order::total(&lines)?;
             Ok((lines, total))
         });
@@ -80,14 +105,7 @@ impl Effect for Place {
     }
 
     fn committed(&self, value: &Placed, metrics: &Metrics) {
-        match value {
-            Placed::Order { total, units } => {
-                // Totals are sums of positive prices: never negative.
-                let minor = u64::try_from(total.minor()).unwrap_or(0);
-                metrics.order_created(minor, total.currency().to_string(), *units);
-            }
-            Placed::Refused(reason) => metrics.order_refused(*reason),
-        }
+        value.count(metrics);
     }
 
     fn failed(&self, metrics: &Metrics) {
@@ -125,8 +143,89 @@ fn price(
     Ok(Ok(lines))
 }
 
+/// Whether so many units of a SKU are for sale.
+pub(super) fn is_available(tx: &mut Tx<'_>, sku: &Sku, units: u32) -> Result<bool, StoreError> {
+    let available = tx.query(
+        "SELECT 1 FROM stock WHERE sku = ?1 AND available >= ?2",
+        &[
+            Param::Text(sku.as_str().into()),
+            Param::Integer(i64::from(units)),
+        ],
+    )?;
+    Ok(!available.is_empty())
+}
+
+impl Terms {
+    /// The lines with the discounts that apply allocated to them.
+    fn apply(
+        &self,
+        tx: &mut Tx<'_>,
+        mut lines: Vec<Line>,
+    ) -> Result<Result<Vec<Line>, Refusal>, StoreError> {
+        if self.rules.is_empty() && self.coupons.is_empty() {
+            return Ok(Ok(lines));
+        }
+        let now_ms = tx.now_ms;
+        let member = match &self.member {
+            Some(id) => member::standing(tx.connection(), id, now_ms)?.is_entitled(),
+            None => false,
+        };
+        let customer = Customer {
+            member,
+            coupons: &self.coupons,
+            variants: &self.variants,
+        };
+        let basket: Vec<Item> = lines
+            .iter()
+            .map(|line| Item {
+                sku: line.sku.clone(),
+                quantity: line.quantity,
+                unit_price: line.unit_price,
+            })
+            .collect();
+        let priced = match discount::price(&basket, &self.rules, &customer, now_ms) {
+            Ok(priced) => priced,
+            Err(error) => return Ok(Err(refuse(error))),
+        };
+        for line in &mut lines {
+            // By SKU, of which each has one line.
+            let found = priced.lines.iter().find(|priced| priced.sku == line.sku);
+            line.allocated_discount = found
+                .and_then(|found| found.list.checked_sub(found.net).ok())
+                .ok_or(StoreError::Inconsistent("a line has no price"))?;
+        }
+        Ok(Ok(lines))
+    }
+}
+
+fn refuse(error: DiscountError) -> Refusal {
+    match error {
+        DiscountError::Coupon(code) => Refusal::Coupon(code),
+        // The request's parser has ruled these out.
+        DiscountError::TooManyCoupons => Refusal::Coupon(String::new()),
+        DiscountError::Empty | DiscountError::Duplicate(_) => Refusal::Total(TotalRefusal::NoLines),
+        DiscountError::Money(crate::money::MoneyError::Mixed(..)) => {
+            Refusal::Total(TotalRefusal::MixedCurrencies)
+        }
+        DiscountError::Money(_) => Refusal::Total(TotalRefusal::Overflow),
+    }
+}
+
+impl Placed {
+    /// Counts what was committed.
+    pub(super) fn count(&self, metrics: &Metrics) {
+        match self {
+            Self::Order { total, units, .. } => {
+                // Totals are what is left of positive prices: never negative.
+                let minor = u64::try_from(total.minor()).unwrap_or(0);
+                metrics.order_created(minor, total.currency().to_string(), *units);
+            }
+            Self::Refused(reason) => metrics.order_refused(*reason),
+        }
+    }
+}
+
 impl Place {
-    /// Writes everything an order consists of.
     fn record(
         &self,
         tx: &mut Tx<'_>,
@@ -134,38 +233,68 @@ impl Place {
         lines: Vec<Line>,
         total: Money,
     ) -> Result<Outcome<Placed>, StoreError> {
-        let hold_ms = i64::try_from(self.hold.as_millis()).unwrap_or(i64::MAX);
-        let order = Order {
+        let order = order(
+            tx,
             id,
-            principal: self.principal.clone(),
-            status: Status::Placed,
-            version: 1,
+            &self.principal,
             lines,
             total,
-            refunded: total.zero(),
-            created_at_ms: tx.now_ms,
-            expires_at_ms: tx.now_ms.saturating_add(hold_ms),
-            trace_id: self.origin.trace.as_str().to_owned(),
-        };
-        tx.insert(&order)?;
-        let mut units = 0_u64;
-        for line in &order.lines {
-            if !stock::shift(tx, Move::Reserve, id, &line.sku, line.quantity)? {
-                // It was available a moment ago, in this transaction.
-                return Err(StoreError::Inconsistent("stock changed while locked"));
-            }
-            tx.insert(line)?;
-            units = units.saturating_add(u64::from(line.quantity));
-        }
-        let json = tx.json(&order)?;
-        let reply = (self.render)(&Verdict::Placed(&order, &json))?;
-        event::emit(tx, Topic::OrderPlaced, &order, &self.origin, json)?;
-        tx.wake_at(order.expires_at_ms);
+            self.hold,
+            &self.origin,
+        );
+        let (json, units) = write(tx, &order, &self.origin)?;
         Ok(Outcome {
-            reply,
+            reply: (self.render)(&Verdict::Placed(&order, &json))?,
             remember: true,
             created: Some(id),
-            value: Placed::Order { total, units },
+            value: Placed::Order { id, total, units },
         })
     }
+}
+
+/// An order as it begins.
+pub(super) fn order(
+    tx: &Tx<'_>,
+    id: OrderId,
+    principal: &str,
+    lines: Vec<Line>,
+    total: Money,
+    hold: Duration,
+    origin: &Origin,
+) -> Order {
+    let hold_ms = i64::try_from(hold.as_millis()).unwrap_or(i64::MAX);
+    Order {
+        id,
+        principal: principal.to_owned(),
+        status: Status::Placed,
+        version: 1,
+        lines,
+        total,
+        refunded: total.zero(),
+        created_at_ms: tx.now_ms,
+        expires_at_ms: tx.now_ms.saturating_add(hold_ms),
+        trace_id: origin.trace.as_str().to_owned(),
+    }
+}
+
+/// Writes everything an order consists of; its JSON, and how many units it has.
+pub(super) fn write(
+    tx: &mut Tx<'_>,
+    order: &Order,
+    origin: &Origin,
+) -> Result<(String, u64), StoreError> {
+    tx.insert(order)?;
+    let mut units = 0_u64;
+    for line in &order.lines {
+        if !stock::shift(tx, Move::Reserve, order.id, &line.sku, line.quantity)? {
+            // It was available a moment ago, in this transaction.
+            return Err(StoreError::Inconsistent("stock changed while locked"));
+        }
+        tx.insert(line)?;
+        units = units.saturating_add(u64::from(line.quantity));
+    }
+    let json = tx.json(order)?;
+    event::emit(tx, Topic::OrderPlaced, order, origin, json.clone())?;
+    tx.wake_at(order.expires_at_ms);
+    Ok((json, units))
 }

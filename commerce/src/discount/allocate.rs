@@ -1,6 +1,7 @@
 //! Splitting an amount without losing a minor unit, and giving it back the same way.
 
 use crate::money::{Money, MoneyError};
+use crate::mutant::Mutant;
 
 /// Splits `amount` in proportion to `weights` by largest remainder: every share is the
 /// exact proportion rounded down or up to a minor unit, and the shares sum to `amount`.
@@ -18,13 +19,12 @@ pub fn allocate(amount: i64, weights: &[i64]) -> Vec<i64> {
     if sum == 0 {
         return vec![0; weights.len()];
     }
-    #[cfg(feature = "mutant-float-money")]
-    return in_floats(amount, &weights, sum);
-    #[cfg(not(feature = "mutant-float-money"))]
+    if Mutant::FloatMoney.is_on() {
+        return in_floats(amount, &weights, sum);
+    }
     by_largest_remainder(amount, &weights, sum)
 }
 
-#[cfg(not(feature = "mutant-float-money"))]
 fn by_largest_remainder(amount: i64, weights: &[i128], sum: i128) -> Vec<i64> {
     let amount = i128::from(amount).clamp(0, sum);
     // 64-bit factors: the product fits 128 bits.
@@ -48,7 +48,6 @@ fn by_largest_remainder(amount: i64, weights: &[i128], sum: i128) -> Vec<i64> {
 }
 
 /// The classic bug: shares that are rounded one by one do not sum to the amount.
-#[cfg(feature = "mutant-float-money")]
 #[allow(
     clippy::float_arithmetic,
     clippy::cast_precision_loss,

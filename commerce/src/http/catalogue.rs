@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
-use axum::response::{Html, IntoResponse, Response};
+use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -70,79 +70,9 @@ pub(super) async fn show(
     find(&shared, &sku).await.map(Json)
 }
 
-/// `GET /products/{sku}`
-pub(super) async fn page(
-    State(shared): State<Shared>,
-    Path(sku): Path<String>,
-) -> Result<Html<String>, Problem> {
-    find(&shared, &sku)
-        .await
-        .map(|product| Html(render(&product)))
-}
-
-async fn find(shared: &Shared, sku: &str) -> Result<Product, Problem> {
+/// The product, or why not.
+pub(super) async fn find(shared: &Shared, sku: &str) -> Result<Product, Problem> {
     let not_found = || Problem::new(Kind::NotFound, "There is no such product.");
     let sku = Sku::parse(sku).map_err(|_| not_found())?;
     shared.store.product(sku).await?.ok_or_else(not_found)
-}
-
-/// A page without script, style sheet or image: it is complete when it arrives.
-fn render(product: &Product) -> String {
-    let name = escape(&product.name);
-    let description = escape(&product.description);
-    let (minor, currency) = (product.price.minor(), product.price.currency());
-    // Two decimals hold for the catalogue's currency; prices are positive.
-    let (major, cents) = (minor.div_euclid(100), minor.rem_euclid(100));
-    let stock = if product.available > 0 {
-        "In stock"
-    } else {
-        "Sold out"
-    };
-    let sku = &product.sku;
-    format!(
-        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <title>{name}</title>\n</head>\n<body>\n<main>\n<h1>{name}</h1>\n\
-         <p>{description}</p>\n<p><strong>{currency} {major}.{cents:02}</strong> · {stock} · SKU {sku}</p>\n\
-         </main>\n</body>\n</html>\n"
-    )
-}
-
-/// Text as HTML text; the five characters that could be more.
-fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            '\'' => escaped.push_str("&#39;"),
-            other => escaped.push(other),
-        }
-    }
-    escaped
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::money::{Currency, Money};
-
-    #[test]
-    fn a_page_escapes_text_and_writes_the_price_exactly() {
-        let page = render(&Product {
-            sku: Sku::parse("1").unwrap(),
-            name: "<b>\"Tom\" & 'Jerry'</b>".to_owned(),
-            description: "plain".to_owned(),
-            price: Money::new(1905, Currency::CNY),
-            available: 0,
-        });
-        assert!(
-            page.contains("<h1>&lt;b&gt;&quot;Tom&quot; &amp; &#39;Jerry&#39;&lt;/b&gt;</h1>"),
-            "{page}"
-        );
-        assert!(page.contains("CNY 19.05"), "{page}");
-        assert!(page.contains("Sold out"), "{page}");
-    }
 }

@@ -38,6 +38,7 @@ pub(super) async fn readyz(State(shared): State<Shared>) -> Result<Response, Pro
 
 /// `GET /metrics`
 pub(super) async fn metrics(State(shared): State<Shared>) -> Result<Response, Problem> {
+    shared.metrics.process(&shared.census);
     let text = shared.metrics.encode().map_err(|error| {
         tracing::error!(%error, "the metrics could not be written");
         Problem::new(Kind::Internal, "The metrics could not be written.")

@@ -102,6 +102,12 @@ pub(super) fn body(
     body.map_err(refuse_body)
 }
 
+/// The body as what it should be. The parser's message names line and column.
+pub(super) fn json<'a, T: serde::Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
+    serde_json::from_slice(body)
+        .map_err(|error| Problem::new(Kind::MalformedBody, error.to_string()))
+}
+
 /// A missing media type is taken for JSON; another one is a mistake worth naming.
 fn require_json(headers: &HeaderMap) -> Result<(), Problem> {
     let Some(value) = headers.get(header::CONTENT_TYPE) else {

@@ -5,7 +5,7 @@ use axum::Json;
 use utoipa::OpenApi;
 use utoipa::openapi::OpenApi as Document;
 
-use super::{catalogue, orders, problem, webhooks};
+use super::{catalogue, experiments, group, member, orders, problem, webhooks};
 
 /// What the document consists of.
 #[derive(OpenApi)]
@@ -28,6 +28,17 @@ use super::{catalogue, orders, problem, webhooks};
         webhooks::unsubscribe,
         catalogue::list,
         catalogue::show,
+        group::offer,
+        group::join,
+        group::show,
+        group::ticket,
+        member::register,
+        member::log_in,
+        member::refresh,
+        member::log_out,
+        member::membership,
+        member::renew,
+        experiments::list,
     ),
     components(schemas(problem::ProblemDocument))
 )]

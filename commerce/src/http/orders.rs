@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
 
 use axum::Extension;
 use axum::Json;
@@ -13,15 +15,16 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::keyed::{self, expected, key};
+use super::keyed::{self, expected, json, key};
 use super::problem::{Kind, Problem, ProblemDocument};
-use super::{PageQuery, Shared, principal, route};
+use super::{PageQuery, Shared, experiments, principal, route};
 use crate::catalogue::Sku;
 use crate::command::cancel::Cancel;
 use crate::command::pay::Pay;
-use crate::command::place::{Place, Placed};
+use crate::command::place::{Place, Placed, Terms};
 use crate::command::refund::RefundOrder;
 use crate::command::{Answer, Keyed, Verdict};
+use crate::discount::COUPONS_MAX;
 use crate::event::{Event, Origin};
 use crate::gate::{Admission, Gate};
 use crate::idempotency::{Fingerprint, Reply, Scope};
@@ -41,6 +44,10 @@ pub(super) struct OrderRequest<'a> {
     #[serde(borrow)]
     #[schema(min_items = 1, max_items = 100)]
     lines: Vec<LineRequest<'a>>,
+    /// Coupon codes.
+    #[serde(default)]
+    #[schema(max_items = 5)]
+    coupons: Vec<String>,
 }
 
 /// One line of a request.
@@ -103,10 +110,28 @@ pub(super) async fn place(
 ) -> Result<Response, Problem> {
     let order = parse(&shared, trace, &headers, body)
         .inspect_err(|_| shared.metrics.order_refused(RefusalReason::InvalidRequest))?;
-    match &shared.gate {
-        None => keyed::run(&shared, order).await,
+    let unit = experiments::unit(&headers).map(str::to_owned);
+    let (active, variants) = (
+        shared.campaigns.active(),
+        order.effect.terms.variants.clone(),
+    );
+    let began = Instant::now();
+    let answer = match &shared.gate {
+        None => keyed::queue(&shared, order).await,
         Some(gate) => through_gate(&shared, gate, order).await,
+    };
+    shared.metrics.deducted(began.elapsed());
+    let answer = answer?;
+    if let (Answer::Done(_, Placed::Order { id, total, .. }), Some(unit)) = (&answer, &unit)
+        && !active.campaign.experiments.is_empty()
+    {
+        // An order is an exposure too: its price may depend on the variant.
+        shared.campaigns.exposed(&active, unit, &variants);
+        shared
+            .campaigns
+            .ordered(unit, id.to_string(), total.minor());
     }
+    keyed::respond(answer)
 }
 
 /// Asks the gate first; what the ledger says counts, and teaches the gate.
@@ -114,7 +139,7 @@ async fn through_gate(
     shared: &Shared,
     gate: &Gate,
     mut order: Keyed<Place>,
-) -> Result<Response, Problem> {
+) -> Result<Answer<Placed>, Problem> {
     let reservation = Gate::reservation(&order.scope);
     let admission = gate.admit(&reservation, &order.effect.draft).await;
     order.effect.is_sold_out = matches!(admission, Admission::SoldOut(_));
@@ -137,7 +162,7 @@ async fn through_gate(
         Admission::SoldOut(_) if is_placed => gate.mark_stale(),
         Admission::SoldOut(_) | Admission::Unknown => {}
     }
-    keyed::respond(answer?)
+    answer
 }
 
 /// The whole request, parsed once.
@@ -154,6 +179,17 @@ fn parse(
     let lines = request.lines.iter().map(|line| (&*line.sku, line.quantity));
     let draft =
         Draft::new(lines).map_err(|error| Problem::new(Kind::InvalidOrder, error.to_string()))?;
+    if request.coupons.len() > COUPONS_MAX {
+        let detail = format!("An order takes {COUPONS_MAX} coupons.");
+        return Err(Problem::new(Kind::InvalidOrder, detail));
+    }
+    let active = shared.campaigns.active();
+    let terms = Terms {
+        rules: Arc::clone(&active.campaign.discounts),
+        member: shared.issuer.member(headers)?,
+        coupons: request.coupons,
+        variants: experiments::variants(&active, headers, experiments::unit(headers)),
+    };
     Ok(Keyed {
         scope: Scope {
             principal: principal.clone(),
@@ -168,17 +204,12 @@ fn parse(
             },
             principal,
             draft,
+            terms,
             hold: shared.hold,
             is_sold_out: false,
             render,
         },
     })
-}
-
-/// The parser's message names line and column.
-fn json<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
-    serde_json::from_slice(body)
-        .map_err(|error| Problem::new(Kind::MalformedBody, error.to_string()))
 }
 
 /// What every change of one order is asked with.

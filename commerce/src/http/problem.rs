@@ -32,6 +32,15 @@ pub(super) enum Kind {
     InvalidOrder,
     UnknownSku,
     InsufficientStock,
+    InvalidCoupon,
+    GroupFull,
+    GroupOver,
+    AlreadyMember,
+    InvalidMember,
+    MemberExists,
+    PeriodOutOfOrder,
+    Unauthorized,
+    Forbidden,
     InvalidState,
     StaleVersion,
     PaymentPending,
@@ -90,6 +99,31 @@ impl Kind {
                 "insufficient-stock",
                 "Insufficient stock",
             ),
+            Self::InvalidCoupon => (
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "invalid-coupon",
+                "Invalid coupon",
+            ),
+            Self::GroupFull => (StatusCode::CONFLICT, "group-full", "Group full"),
+            Self::GroupOver => (StatusCode::CONFLICT, "group-over", "Group over"),
+            Self::AlreadyMember => (
+                StatusCode::CONFLICT,
+                "already-member",
+                "Already a member of the group",
+            ),
+            Self::InvalidMember => (
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "invalid-member",
+                "Invalid member",
+            ),
+            Self::MemberExists => (StatusCode::CONFLICT, "member-exists", "Member exists"),
+            Self::PeriodOutOfOrder => (
+                StatusCode::CONFLICT,
+                "period-out-of-order",
+                "Period out of order",
+            ),
+            Self::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized", "Unauthorized"),
+            Self::Forbidden => (StatusCode::FORBIDDEN, "forbidden", "Forbidden"),
             Self::InvalidState => (StatusCode::CONFLICT, "invalid-state", "Invalid state"),
             Self::StaleVersion => (
                 StatusCode::PRECONDITION_FAILED,
@@ -187,6 +221,11 @@ impl IntoResponse for Problem {
             }
             Err(_) => status.into_response(),
         };
+        if status == StatusCode::UNAUTHORIZED {
+            response
+                .headers_mut()
+                .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         if status == StatusCode::SERVICE_UNAVAILABLE {
             response
                 .headers_mut()
@@ -210,6 +249,10 @@ impl From<&Refusal> for Problem {
                     format!("Fewer than {requested} units of SKU {sku} are available."),
                 )
             },
+            Refusal::Coupon(code) => Self::new(
+                Kind::InvalidCoupon,
+                format!("Coupon {code:?} is unknown or not valid now."),
+            ),
             Refusal::NotFound => Self::new(Kind::NotFound, "There is no such order."),
             Refusal::Stale { current } => Self::new(
                 Kind::StaleVersion,

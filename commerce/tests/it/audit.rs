@@ -94,6 +94,15 @@ async fn every_kind_of_damage_is_found_by_name() {
             "DELETE FROM outbox WHERE seq = 1",
             &["outbox_complete", "events_delivered_or_pending"],
         ),
+        // A place that nobody holds.
+        (
+            "INSERT INTO buying_group VALUES ('g', 'a', 2, 1, 'CNY', 'forming', 1, 0, 2, 0, 1)",
+            &["groups_conserved"],
+        ),
+        (
+            "INSERT INTO member VALUES ('m', 'm@x.y', '', 1, 5, 0)",
+            &["renewals_explained"],
+        ),
         (
             "DELETE FROM product WHERE sku = 'b'",
             &["references_intact"],

@@ -7,17 +7,22 @@
 )]
 
 mod audit;
+mod campaigns;
 mod catalogue;
 mod consistency;
 mod events;
 mod experiments;
 mod failover;
 mod gate;
+mod gateway;
+mod groups;
 mod harness;
 mod lifecycle;
+mod members;
 mod metrics;
 mod orders;
 mod overload;
+mod page;
 mod payments;
 mod process;
 mod refusals;

@@ -45,8 +45,9 @@ async fn a_scrape_has_every_documented_name_and_counts_what_happened(on: Backend
         "commerce_idempotent_replays_total 1",
         "commerce_stock_units_deducted_total 3",
         "commerce_writer_queue_commands 0",
-        "commerce_writer_batch_commands_count 5",
-        "commerce_writer_commit_duration_seconds_count 5",
+        // The first signing key is a command, too.
+        "commerce_writer_batch_commands_count 6",
+        "commerce_writer_commit_duration_seconds_count 6",
         "commerce_requests_in_flight 1",
         "commerce_requests_total{route=\"/api/v1/orders\",method=\"POST\",status_class=\"2xx\"} 2",
         "commerce_requests_total{route=\"/api/v1/orders\",method=\"POST\",status_class=\"4xx\"} 4",

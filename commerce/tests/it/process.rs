@@ -180,7 +180,7 @@ async fn the_audit_command_reports_counts_and_fails_by_name() {
         "{text}"
     );
     assert!(
-        text.ends_with("12 promises checked, 0 violated\n"),
+        text.ends_with("14 promises checked, 0 violated\n"),
         "{text}"
     );
 

@@ -65,6 +65,8 @@ fn every_panel_and_rule_asks_for_metrics_that_exist() {
     let commerce = commerce
         .args(["serve", "--listen", &format!("{address}"), "--database"])
         .arg(database)
+        .args(["--assess-seconds", "1", "--campaign"])
+        .arg(host::workspace_root().join("commerce/examples/campaign.toml"))
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
@@ -94,7 +96,19 @@ fn every_panel_and_rule_asks_for_metrics_that_exist() {
     let mut plan = plan;
     (plan.address, plan.root, plan.requests, plan.templates) = (address, None, 3, vec![order]);
     load::run(&site.hosts.service, &plan).unwrap();
-    let (_, orders) = get("/metrics").unwrap();
+    // An experiment has metrics once it was assessed.
+    let started = Instant::now();
+    let orders = loop {
+        let (_, orders) = get("/metrics").unwrap();
+        if orders.contains("commerce_experiment_state{") {
+            break orders;
+        }
+        assert!(
+            started.elapsed() < Duration::from_secs(60),
+            "no experiment was assessed"
+        );
+        std::thread::sleep(Duration::from_millis(100));
+    };
 
     if let Err(missing) = dashboards::check(&expressions, &[&gateway, &orders]) {
         let lines: Vec<String> = missing.iter().map(ToString::to_string).collect();

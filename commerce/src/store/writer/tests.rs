@@ -68,6 +68,7 @@ fn order(key: &str) -> Keyed<Place> {
                 trace: TraceId::generate(),
             },
             draft: Draft::new([("a", 1)]).unwrap(),
+            terms: crate::command::place::Terms::default(),
             hold: Duration::from_secs(900),
             is_sold_out: false,
             render,

@@ -1,0 +1,54 @@
+//! The product page: what it announces, and what it looks like in a real browser.
+
+use commerce::store::sql::Backend;
+use reqwest::{Method, StatusCode};
+
+use crate::harness::{InProcess, header};
+
+/// The paths of a `Link` header.
+fn links(header: &str) -> Vec<String> {
+    header
+        .split(',')
+        .map(|link| {
+            let link = link.trim();
+            assert!(link.contains("rel=preload"), "{link}");
+            link[1..link.find('>').unwrap()].to_owned()
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn what_the_page_announces_is_there_and_may_be_kept() {
+    let service = InProcess::start(Backend::Sqlite, &[]).await;
+    let api = &service.api;
+    let page = api.get("/products/1001").await;
+    let announced = links(header(&page, "link"));
+    assert_eq!(announced.len(), 2);
+    let html = page.text().await.unwrap();
+    for path in &announced {
+        assert!(
+            html.contains(path.as_str()),
+            "{path} is announced and not used"
+        );
+        let asset = api.get(path).await;
+        assert_eq!(asset.status(), StatusCode::OK, "{path}");
+        assert!(header(&asset, "cache-control").contains("max-age"));
+    }
+    let stale = api.get("/assets/style-0000000000000000.css").await;
+    assert_eq!(stale.status(), StatusCode::NOT_FOUND);
+
+    // As navigator.sendBeacon sends it.
+    let beacon = |body: &'static str| {
+        api.request(Method::POST, "/api/v1/vitals")
+            .header("content-type", "text/plain;charset=UTF-8")
+            .body(body)
+            .send()
+    };
+    let taken = beacon(r#"{"fcp_ms":480,"hinted":true}"#).await.unwrap();
+    assert_eq!(taken.status(), StatusCode::NO_CONTENT);
+    let nonsense = beacon(r#"{"fcp_ms":99999999}"#).await.unwrap();
+    assert_eq!(nonsense.status(), StatusCode::BAD_REQUEST);
+    let painted = "commerce_first_contentful_paint_seconds_count{hinted=\"true\"}";
+    assert_eq!(api.metric(painted).await, 1);
+    service.stop_and_audit().await;
+}
