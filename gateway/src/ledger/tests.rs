@@ -345,6 +345,9 @@ fn usage_is_what_was_posted_at_the_grain_asked_for() {
         let coarse = ledger.usage(all, 900).unwrap();
         for usage in [&fine, &coarse] {
             assert_eq!(usage.totals, usage.sums());
+            // A price may name the class of addresses in no other; cells have none.
+            let classes = usage.rows.iter().map(|row| row.account.class.as_str());
+            assert!(classes.clone().any(|class| class == "default"));
             assert!(usage.imbalance(all).is_empty());
             // Two of three minutes are neighbours; before the third, three are missing.
             let gap = Period {

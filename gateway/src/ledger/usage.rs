@@ -10,6 +10,7 @@ use super::{
     store::{direction, owner},
 };
 use crate::{
+    class::DEFAULT_NAME,
     cost::{
         calendar::Period,
         usage::{Account, Gap, Kind, Side, Usage, UsageRow, Way, is_estimated},
@@ -79,7 +80,10 @@ fn owned(
                     _ => owner.leg.into(),
                 },
                 way: direction(row.int(4)?).into(),
-                class: row.text(6)?.to_owned(),
+                class: match row.text(6)? {
+                    "" => DEFAULT_NAME.to_owned(),
+                    name => name.to_owned(),
+                },
                 kind: owner.kind.into(),
                 endpoint: owner.endpoint.clone(),
                 route: owner.route.clone(),
