@@ -18,7 +18,7 @@ pub struct Filter {
     pub cidr: Option<(IpAddr, u8)>,
     /// Either port.
     pub port: Option<u16>,
-    /// `tcp`, or nothing at all.
+    /// `tcp`.
     pub protocol: Option<String>,
     /// Process id, command, container id (or its beginning), cgroup path, listener or upstream.
     pub owner: Option<String>,
@@ -80,8 +80,9 @@ impl Filter {
                 Err(_) => return refuse("write a number from 0 to 65535"),
             },
             "protocol" => match value {
-                "tcp" | "udp" | "icmp" => self.protocol = Some(value.into()),
-                _ => return refuse("write tcp, udp or icmp"),
+                "tcp" => self.protocol = Some(value.into()),
+                // An empty list would look like an answer.
+                _ => return refuse("only tcp has connections; UDP and ICMP are in the metrics"),
             },
             "owner" => self.owner = Some(value.into()),
             "state" => match value {
@@ -492,7 +493,7 @@ mod tests {
             ("cidr=10.0.0.0/33", "10.0.0.0/8"),
             ("cidr=x", "cidr=x"),
             ("port=70000", "65535"),
-            ("protocol=sctp", "tcp, udp or icmp"),
+            ("protocol=udp", "only tcp"),
             ("state=half", "open, closed or all"),
             ("colour=red", "known: cidr"),
         ] {
