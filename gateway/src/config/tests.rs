@@ -14,6 +14,7 @@ const FULL: &str = r#"
 state_dir = "/var/lib/edgemeter"
 threads = 2
 grace_seconds = 10
+lane = "auto"
 id = "edge-1"
 ledger = "postgres://edgemeter:secret@db.example:5432/bill"
 
@@ -62,6 +63,9 @@ token_file = "/var/lib/edgemeter/admin.token"
 [observe]
 enabled = true
 interfaces = ["edge0", "svc0"]
+exclude = ["veth*"]
+boundary = ["edge0"]
+namespaces = ["blue", "/proc/4711/ns/net"]
 attach = "tcx"
 bpffs = "/sys/fs/bpf/edgemeter"
 flows_max = 262144
@@ -178,6 +182,14 @@ fn a_full_file_becomes_types() {
     assert_eq!(config.gateway.grace, Duration::from_secs(10));
     let observe = config.observe.unwrap();
     assert_eq!(observe.interfaces, ["edge0", "svc0"]);
+    assert_eq!(observe.exclude, ["veth*"]);
+    let places: Vec<&Path> = observe
+        .namespaces
+        .iter()
+        .map(|n| n.path.as_path())
+        .collect();
+    let expected = ["/run/netns/blue", "/proc/4711/ns/net"].map(Path::new);
+    assert_eq!(places, expected);
     assert_eq!(observe.attach, Attach::Tcx);
     assert_eq!(observe.kernel_log, KernelLog::Warn);
     let classes: Vec<&str> = config.classes.iter().map(|c| c.name.as_str()).collect();
@@ -225,7 +237,7 @@ fn the_listing_is_short() {
     let expected = "\
 gateway     state /var/lib/edgemeter, 2 threads, grace 10s
 admin       127.0.0.1:9901
-observe     edge0 svc0 (Tcx, every 1s)
+observe     edge0 svc0 without veth* and in blue and in proc-4711-ns-net, boundary edge0 (Tcx, every 1s)
 access log  /var/log/edgemeter/access.jsonl
 listener    public 0.0.0.0:8080 http/1.1 h2c
 listener    secure [::]:8443 tls http/1.1 h2
