@@ -136,10 +136,11 @@ impl AccessLog {
         let (sender, receiver) = sync_channel(config.queue);
         let lost = Arc::new(AtomicU64::new(0));
         let settle = config.settle;
+        let bound = config.queue;
         let failures = Arc::clone(&lost);
         let writer = std::thread::Builder::new()
             .name("access-log".into())
-            .spawn(move || write_lines(&receiver, target, settle, &failures))?;
+            .spawn(move || write_lines(&receiver, target, settle, bound, &failures))?;
         Ok(Self {
             sender,
             writer: Mutex::new(Some(writer)),
@@ -183,6 +184,7 @@ fn write_lines(
     receiver: &Receiver<Message>,
     target: Box<dyn Write + Send>,
     settle: Duration,
+    bound: usize,
     lost: &AtomicU64,
 ) {
     let mut out = io::BufWriter::new(target);
@@ -202,9 +204,13 @@ fn write_lines(
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => open = false,
         }
+        // As many may wait to settle as may wait to be taken; the oldest are written as they are.
+        let mut excess = waiting.len().saturating_sub(bound);
         waiting.retain(|entry| {
             let settled = entry.settled();
-            if !settled && open && entry.ended.elapsed() < settle {
+            let forced = excess > 0;
+            excess = excess.saturating_sub(1);
+            if !settled && !forced && open && entry.ended.elapsed() < settle {
                 return true;
             }
             if write_line(&mut out, entry, settled).is_err() {

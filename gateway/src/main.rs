@@ -221,8 +221,9 @@ fn execute(command: Command) -> anyhow::Result<()> {
             let pins = kernel::PinDirectory::open(&observe.bpffs)?;
             let _lock = pins.lock()?;
             let selection = app::selection(observe);
+            let marked = pins.clsact_interfaces()?;
             for device in kernel::devices()? {
-                if selection.wants(&device.name) {
+                if selection.wants(&device.name) || marked.contains(&device.name) {
                     kernel::remove_clsact(&device.name);
                 }
             }

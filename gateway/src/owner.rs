@@ -181,6 +181,19 @@ impl Owners {
     /// # Errors
     /// The store cannot be written: the caller leaves the bytes to the connection's overhead.
     pub fn intern(&self, owner: &Owner) -> Result<OwnerId, StoreError> {
+        self.number(owner, true)
+    }
+
+    /// As [`Self::intern`], for a tenant a client named: past [`OWNERS_MAX`] it shares a number,
+    /// so that invented tenants take none from those the configuration names.
+    ///
+    /// # Errors
+    /// As [`Self::intern`].
+    pub fn intern_claimed(&self, owner: &Owner) -> Result<OwnerId, StoreError> {
+        self.number(owner, false)
+    }
+
+    fn number(&self, owner: &Owner, configured: bool) -> Result<OwnerId, StoreError> {
         if let Some(id) = self.read().numbers.get(owner) {
             return Ok(*id);
         }
@@ -189,7 +202,7 @@ impl Owners {
             return Ok(*id);
         }
         let mut owner = owner.clone();
-        if inner.owners.len() >= OWNERS_MAX && owner.kind == OwnerKind::Route {
+        if inner.owners.len() >= OWNERS_MAX && !configured {
             owner.tenant = TENANT_OVERFLOW.into();
             if let Some(id) = inner.numbers.get(&owner) {
                 return Ok(*id);
@@ -272,10 +285,13 @@ mod tests {
     fn invented_tenants_cannot_exhaust_the_numbers() {
         let owners = Owners::new(Vec::new(), Box::new(Memory::default()));
         for tenant in 0..OWNERS_MAX + 100 {
-            owners.intern(&route(&tenant.to_string())).unwrap();
+            owners.intern_claimed(&route(&tenant.to_string())).unwrap();
         }
-        let late = owners.intern(&route("late")).unwrap();
+        let late = owners.intern_claimed(&route("late")).unwrap();
         assert_eq!(owners.get(late).unwrap().tenant, TENANT_OVERFLOW);
         assert!(owners.read().owners.len() <= OWNERS_MAX + 1);
+        // The configuration's own are not theirs to take.
+        let fixed = owners.intern(&route("fixed")).unwrap();
+        assert_eq!(owners.get(fixed).unwrap().tenant, "fixed");
     }
 }

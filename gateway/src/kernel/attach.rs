@@ -101,7 +101,12 @@ pub(super) fn attach(
                 }
             }
         }
-        AttachMode::Tcx | AttachMode::Auto => remove_clsact(interface),
+        AttachMode::Tcx | AttachMode::Auto => {
+            remove_clsact(interface);
+            if let Some(pins) = pins {
+                pins.unmark_clsact(pinned);
+            }
+        }
     }
     let mut links = Vec::new();
     let both = [TcAttachType::Ingress, TcAttachType::Egress];
@@ -128,10 +133,10 @@ pub(super) fn attach(
         let pin = pins.map(|pins| pins.link(pinned, direction));
         let pin = pin.as_deref();
         let attached = match mode {
-            AttachMode::Clsact => clsact(program, interface, attach_type),
+            AttachMode::Clsact => clsact(program, interface, attach_type, pinned, pins),
             AttachMode::Tcx => tcx(program, interface, index, direction, attach_type, pin),
             AttachMode::Auto => tcx(program, interface, index, direction, attach_type, pin)
-                .or_else(|_| clsact(program, interface, attach_type)),
+                .or_else(|_| clsact(program, interface, attach_type, pinned, pins)),
         };
         let (mechanism, replaced) = attached.map_err(|reason| KernelError::Attach {
             interface: interface.into(),
@@ -284,7 +289,13 @@ fn clsact(
     program: &mut SchedClassifier,
     interface: &str,
     attach_type: TcAttachType,
+    pinned: &str,
+    pins: Option<&PinDirectory>,
 ) -> Result<(&'static str, bool), String> {
+    if let Some(pins) = pins {
+        pins.mark_clsact(pinned)
+            .map_err(|error| format!("cannot remember its clsact filters: {error}"))?;
+    }
     match tc::qdisc_add_clsact(interface) {
         Ok(()) | Err(TcError::AlreadyAttached) => {}
         Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}

@@ -169,14 +169,26 @@ impl Observer {
             .map(|(device, _)| self.place.pinned(&device.name))
             .collect();
         let prefix = (!self.place.name.is_empty()).then(|| format!("{}@", self.place.name));
+        let failed = |source| pins::PinError::Io {
+            path: pins.root().to_owned(),
+            source,
+        };
         pins.keep_links(&wanted, prefix.as_deref())
-            .map_err(|source| {
-                pins::PinError::Io {
-                    path: pins.root().to_owned(),
-                    source,
-                }
-                .into()
-            })
+            .map_err(failed)?;
+        for gone in pins.clsact_interfaces().map_err(failed)? {
+            let interface = match (&prefix, gone.split_once('@')) {
+                (None, None) => gone.as_str(),
+                (Some(prefix), Some((_, interface))) if gone.starts_with(prefix) => interface,
+                // Another namespace's.
+                _ => continue,
+            };
+            if !wanted.contains(&gone) {
+                log::info!("{gone}: not observed any more, clsact filters removed");
+                attach::remove_clsact(interface);
+                pins.unmark_clsact(&gone);
+            }
+        }
+        Ok(())
     }
 
     fn attach(&mut self, device: &Device, inner: bool) -> Result<Vec<AttachedLink>, KernelError> {

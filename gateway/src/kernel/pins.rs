@@ -92,7 +92,7 @@ impl PinDirectory {
                 path: bpffs.clone(),
             });
         }
-        for kind in ["maps", "links"] {
+        for kind in ["maps", "links", "clsact"] {
             let path = root.join(kind);
             fs::create_dir_all(&path).map_err(|source| PinError::Io { path, source })?;
         }
@@ -277,6 +277,35 @@ impl PinDirectory {
             }
         }
         Ok(())
+    }
+
+    /// Interfaces, by their names among the pins, on which clsact filters of ours may be: they
+    /// have no link whose pin would tell.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn clsact_interfaces(&self) -> io::Result<Vec<String>> {
+        fs::read_dir(self.root.join("clsact"))?
+            .map(|entry| Ok(fs::read_link(entry?.path())?.to_string_lossy().into_owned()))
+            .collect()
+    }
+
+    /// Remembers that clsact filters are on an interface; before they are.
+    pub(super) fn mark_clsact(&self, interface: &str) -> io::Result<()> {
+        match std::os::unix::fs::symlink(interface, self.clsact(interface)) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            other => other,
+        }
+    }
+
+    /// They are off.
+    pub(super) fn unmark_clsact(&self, interface: &str) {
+        let _ = fs::remove_file(self.clsact(interface));
+    }
+
+    /// A symbolic link to the interface's name: a bpffs holds no files, and no dots in names.
+    fn clsact(&self, interface: &str) -> PathBuf {
+        self.root.join("clsact").join(interface.replace('.', "_"))
     }
 
     /// Removes every pin: programs detach when their last link goes, maps when the last process

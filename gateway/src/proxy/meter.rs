@@ -15,7 +15,7 @@ use pingora::protocols::SocketDigest;
 
 use crate::{
     attribution::{Claim, ClaimKey, Claims},
-    config::{ListenerIndex, RouteIndex, UpstreamIndex},
+    config::{ListenerIndex, RouteIndex, TenantRule, UpstreamIndex},
     owner::{Leg, Owner, OwnerId, OwnerKind, Owners, Quality},
     proxy::route::Route,
     slots::{Claimed, Connection, Opening, Slots},
@@ -236,7 +236,16 @@ impl Meter {
             quality,
             ..Owner::connection(OwnerKind::Route, leg(endpoint), name)
         };
-        match self.owners.intern(&owner) {
+        let configured = match route.map(|route| &route.tenant) {
+            None | Some(TenantRule::Fixed(_)) => true,
+            Some(TenantRule::Header { default, .. }) => default.as_str() == tenant,
+        };
+        let number = if configured {
+            self.owners.intern(&owner)
+        } else {
+            self.owners.intern_claimed(&owner)
+        };
+        match number {
             Ok(id) => {
                 let mut routes = table.routes.write().unwrap_or_else(PoisonError::into_inner);
                 let tenants = routes.entry(key).or_default();

@@ -7,7 +7,7 @@ use std::{
 
 use xtask::{
     load::{self, Protocol},
-    netns::GATEWAY_TO_CLIENT,
+    netns::{GATEWAY_TO_CLIENT, GATEWAY_TO_SERVICE},
 };
 
 use crate::harness::{Setup, Site, assert_equal_to_far_ends};
@@ -194,4 +194,98 @@ fn another_way_to_attach_does_not_count_twice() {
     let captures = captures.map(|capture| capture.stop().unwrap());
     let (balances, _) = site.ledger();
     assert_equal_to_far_ends(&balances, captures);
+}
+
+#[test]
+fn an_interface_no_longer_observed_loses_its_clsact_filters() {
+    let setup = Setup {
+        attach: "clsact",
+        ..Setup::default()
+    };
+    let mut site = Site::start("ki", &setup);
+    let filters = |site: &Site, device: &str| {
+        let mut tc = site.hosts.gateway.command("tc").unwrap();
+        let shown = tc
+            .args(["filter", "show", "dev", device, "egress"])
+            .output();
+        String::from_utf8_lossy(&shown.unwrap().stdout).into_owned()
+    };
+    let (edge, svc) = (GATEWAY_TO_CLIENT.device, GATEWAY_TO_SERVICE.device);
+    assert!(filters(&site, svc).contains("meter_egress"));
+    site.end(libc::SIGTERM);
+    let text = std::fs::read_to_string(site.config()).unwrap();
+    let both = format!("interfaces = [\"{edge}\", \"{svc}\"]");
+    assert!(text.contains(&both));
+    let text = text.replace(&both, &format!("interfaces = [\"{edge}\"]"));
+    std::fs::write(site.config(), text).unwrap();
+    site.launch();
+    assert!(filters(&site, edge).contains("meter_egress"));
+    assert!(!filters(&site, svc).contains("meter_egress"));
+}
+
+#[test]
+fn a_new_ledger_over_surviving_pins_begins_at_zero_and_reuses_no_number() {
+    let mut site = Site::start("kn", &Setup::default());
+    let plan = site.plan(GATEWAY_TO_CLIENT.v4.into(), false, Protocol::Http1, 12);
+    load::run(&site.hosts.client, &plan).unwrap();
+    site.quiet();
+    site.end(libc::SIGTERM);
+    let highest = site.ledger().1.keys().max().copied().unwrap();
+    std::fs::remove_dir_all(site.directory.path().join("state")).unwrap();
+    site.launch();
+    let captures = site.captures();
+    load::run(&site.hosts.client, &plan).unwrap();
+    site.quiet();
+    let captures = captures.map(|capture| capture.stop().unwrap());
+    assert!(site.log().contains("belong to another ledger"));
+    let (balances, owners) = site.ledger();
+    assert!(owners.keys().all(|id| *id > highest), "{owners:?}");
+    // The far ends' capture began with the second ledger.
+    assert_equal_to_far_ends(&balances, captures);
+}
+
+#[test]
+fn connections_closed_without_a_byte_free_their_slots() {
+    let site = Site::start("ks", &Setup::default());
+    let address = std::net::SocketAddr::from((GATEWAY_TO_CLIENT.v4, crate::harness::PLAIN));
+    site.hosts
+        .client
+        .run(|| {
+            for number in 0..24 {
+                let stream = std::net::TcpStream::connect(address).unwrap();
+                if number % 2 == 0 {
+                    // Linger 0: RST instead of FIN.
+                    use std::os::fd::AsRawFd as _;
+                    let linger = libc::linger {
+                        l_onoff: 1,
+                        l_linger: 0,
+                    };
+                    // SAFETY: a socket of ours and a plain struct of the right size.
+                    let set = unsafe {
+                        libc::setsockopt(
+                            stream.as_raw_fd(),
+                            libc::SOL_SOCKET,
+                            libc::SO_LINGER,
+                            (&raw const linger).cast(),
+                            u32::try_from(size_of::<libc::linger>()).unwrap(),
+                        )
+                    };
+                    assert_eq!(set, 0);
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        })
+        .unwrap();
+    let used = || {
+        site.scrape().sum("edgemeter_connection_slots", |sample| {
+            sample.label("state") == "used"
+        })
+    };
+    for _ in 0..600 {
+        if used() == 0 {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    panic!("{} slots are still in use", used());
 }
