@@ -57,28 +57,51 @@ pub struct Entry {
     pub status: u16,
     /// From the parsed request to its end.
     pub duration: Duration,
-    /// From the parsed request to an upstream connection.
-    pub upstream_connected: Option<Duration>,
+    /// The client's variants in experiments; empty in none.
+    pub variants: String,
+    /// Where it was sent; None when it was not.
+    pub upstream: Option<Name>,
     /// Body received.
     pub request_body: PayloadBytes,
     /// Body sent.
     pub response_body: PayloadBytes,
-    /// How it ended.
-    pub outcome: Outcome,
+    /// pingora's or our words; None when all went well.
+    pub error: Option<String>,
     /// The client connection; None when the kernel side does not know it.
     pub client: Option<Leg>,
-    /// Upstream attempts that got a connection: peer, reused, wire.
-    pub upstreams: Vec<(SocketAddr, bool, Option<Leg>)>,
+    /// Every attempt at a peer, in order.
+    pub attempts: Vec<Attempt>,
     /// When the line began to wait.
     pub ended: Instant,
 }
 
-/// How a request ended.
-pub struct Outcome {
-    /// pingora's or our words; None when all went well.
+/// A try at one peer.
+pub struct Attempt {
+    /// Where.
+    pub peer: SocketAddr,
+    /// When.
+    pub timing: AttemptTiming,
+    /// The upstream connection; None when there was none, or the kernel side does not know it.
+    pub leg: Option<Leg>,
+}
+
+/// How a try went. Times are since the request's header was parsed.
+#[derive(Clone, Debug, Default)]
+pub struct AttemptTiming {
+    /// The peer was chosen.
+    pub began: Duration,
+    /// It had a connection.
+    pub connected: Option<Duration>,
+    /// The connection came from the pool.
+    pub reused: bool,
+    /// The response's header was there.
+    pub answered: Option<Duration>,
+    /// Its status.
+    pub status: Option<u16>,
+    /// It was over.
+    pub ended: Option<Duration>,
+    /// Why it came to nothing.
     pub error: Option<String>,
-    /// Peers tried, reachable or not.
-    pub attempts: usize,
 }
 
 /// One connection's part of the request.
@@ -226,7 +249,8 @@ fn write_lines(
 
 impl Entry {
     fn settled(&self) -> bool {
-        let upstreams = self.upstreams.iter().filter_map(|(_, _, leg)| leg.as_ref());
+        let attempts = self.attempts.iter();
+        let upstreams = attempts.filter_map(|attempt| attempt.leg.as_ref());
         self.client.iter().chain(upstreams).all(Leg::settled)
     }
 }
@@ -284,11 +308,18 @@ struct Wire {
 
 fn write_line(out: &mut impl Write, entry: &Entry, settled: bool) -> io::Result<()> {
     #[derive(Serialize)]
-    struct Attempt {
+    struct AttemptLine<'a> {
         peer: SocketAddr,
         reused: bool,
+        began_us: u128,
+        connected_us: Option<u128>,
+        answered_us: Option<u128>,
+        ended_us: Option<u128>,
+        status: Option<u16>,
+        error: Option<&'a str>,
         wire: Option<Wire>,
     }
+    let micros = |time: Option<Duration>| time.map(|time| time.as_micros());
     #[derive(Serialize)]
     struct Line<'a> {
         unix_ms: u128,
@@ -304,14 +335,14 @@ fn write_line(out: &mut impl Write, entry: &Entry, settled: bool) -> io::Result<
         tenant: &'a str,
         status: u16,
         duration_us: u128,
-        upstream_connected_us: Option<u128>,
+        variants: Option<&'a str>,
         request_body_bytes: u64,
         response_body_bytes: u64,
-        peers_tried: usize,
         error: Option<&'a str>,
         wire: Option<Wire>,
         wire_settled: bool,
-        upstream: Vec<Attempt>,
+        upstream_name: Option<&'a str>,
+        upstream: Vec<AttemptLine<'a>>,
     }
     let line = Line {
         unix_ms: entry
@@ -331,20 +362,26 @@ fn write_line(out: &mut impl Write, entry: &Entry, settled: bool) -> io::Result<
         tenant: &entry.tenant,
         status: entry.status,
         duration_us: entry.duration.as_micros(),
-        upstream_connected_us: entry.upstream_connected.map(|time| time.as_micros()),
+        variants: Some(entry.variants.as_str()).filter(|all| !all.is_empty()),
         request_body_bytes: entry.request_body.0,
         response_body_bytes: entry.response_body.0,
-        peers_tried: entry.outcome.attempts,
-        error: entry.outcome.error.as_deref(),
+        error: entry.error.as_deref(),
         wire: entry.client.as_ref().map(Leg::wire),
         wire_settled: settled,
+        upstream_name: entry.upstream.as_ref().map(Name::as_str),
         upstream: entry
-            .upstreams
+            .attempts
             .iter()
-            .map(|(peer, reused, leg)| Attempt {
-                peer: *peer,
-                reused: *reused,
-                wire: leg.as_ref().map(Leg::wire),
+            .map(|attempt| AttemptLine {
+                peer: attempt.peer,
+                reused: attempt.timing.reused,
+                began_us: attempt.timing.began.as_micros(),
+                connected_us: micros(attempt.timing.connected),
+                answered_us: micros(attempt.timing.answered),
+                ended_us: micros(attempt.timing.ended),
+                status: attempt.timing.status,
+                error: attempt.timing.error.as_deref(),
+                wire: attempt.leg.as_ref().map(Leg::wire),
             })
             .collect(),
     };

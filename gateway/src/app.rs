@@ -29,11 +29,14 @@ use crate::{
     budget::{BudgetThread, Budgets},
     class::Classes,
     collector::{Collector, CollectorThread},
-    config::{self, Attach, Config, KernelLog, ListenerIndex, Observe, PushSink, UpstreamIndex},
+    config::{
+        self, Attach, Config, KernelLog, ListenerIndex, Observe, PeerAddress, PushSink,
+        UpstreamIndex,
+    },
     connections::{self, Connections, Watcher, WatcherThread},
     export::{
         BudgetMetrics, ConfigMetrics, ConnectionMetrics, KernelTables, PushMetrics, RequestMetrics,
-        WireMetrics, WireView,
+        UpstreamMetrics, WireMetrics, WireView,
     },
     kernel::{
         AttachMode, Kernel, NamedEndpoint, Observer, ObserverThread, Options, Selection, Watch,
@@ -43,9 +46,10 @@ use crate::{
     proxy::{
         Gateway, Shared,
         app::MeteredApp,
-        generation::Generation,
+        generation::{Generation, Names},
         lane::{Lane, Pools},
         meter::{EndpointId, Meter},
+        mirror::Mirroring,
     },
     push::{PushView, Pushes},
     reload::{self, Reloader},
@@ -145,9 +149,11 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
         generation: ArcSwap::from_pointee(Generation::first(config, &meter)?),
         meter,
         metrics,
+        mirroring: Mirroring::default(),
         access_log,
         budgets,
     });
+    registry.register_collector(Box::new(UpstreamMetrics(Arc::clone(&shared))));
     let config = shared.generation.load().config.clone();
     let namespaces = kernel.as_ref().map(|kernel| &kernel.namespaces.observed);
     let namespaces = namespaces.into_iter().flatten().cloned().collect();
@@ -162,8 +168,11 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
         config_metrics,
         endpoint_map,
         kernel_endpoints,
+        reload::background().context("cannot start the background thread")?,
     ));
-    reload::on_hangup(Arc::clone(&reloader)).context("cannot wait for SIGHUP")?;
+    // Before the first request: peers' names lead somewhere.
+    reloader.resolve();
+    reload::watch(&reloader).context("cannot wait for SIGHUP")?;
     let collector = start_collector(kernel, slots, claims, ledger, &shared, &view, &config)?;
 
     let admin = Admin {
@@ -279,7 +288,9 @@ fn observe_interfaces(
     );
     // Numbers are the same however often they are asked for.
     let generation = Generation::first(config.clone(), &meter)?;
-    kernel.maps.set_endpoints(&kernel_endpoints(&generation))?;
+    kernel
+        .maps
+        .set_endpoints(&kernel_endpoints(&generation, &Names::new()))?;
     let mode = match observe.attach {
         Attach::Auto => AttachMode::Auto,
         Attach::Tcx => AttachMode::Tcx,
@@ -352,7 +363,9 @@ fn watch_connections(
     }
     let shared = Arc::clone(shared);
     let place = move |connection: &Connection| {
-        connections::place(&shared.generation.load().config, connection)
+        let generation = shared.generation.load();
+        let peers = |index: usize| generation.pools[index].addresses();
+        connections::place(&generation.config, peers, connection)
     };
     let connections = Arc::new(Connections::new(
         Box::new(place),
@@ -426,7 +439,7 @@ pub fn kernel_options(observe: &Observe) -> Options {
 }
 
 /// The addresses that make a flow a listener's or an upstream's, with the owners of its bytes.
-fn kernel_endpoints(generation: &Generation) -> Vec<NamedEndpoint> {
+fn kernel_endpoints(generation: &Generation, names: &Names) -> Vec<NamedEndpoint> {
     let config = &generation.config;
     let owners = |id| {
         let owners = generation.endpoints.owners(id)?;
@@ -442,8 +455,15 @@ fn kernel_endpoints(generation: &Generation) -> Vec<NamedEndpoint> {
     }
     for (index, upstream) in config.upstreams.iter().enumerate() {
         let owners = owners(EndpointId::Upstream(UpstreamIndex(index)));
-        for peer in &upstream.peers {
-            named.extend(owners.map(|owners| (peer.address, side::PEER, owners)));
+        let addresses = upstream.peers.iter().flat_map(|peer| match &peer.address {
+            PeerAddress::Socket(address) => vec![*address],
+            PeerAddress::Name { host, port } => {
+                let found = names.get(&(host.clone(), *port));
+                found.cloned().unwrap_or_default()
+            }
+        });
+        for address in addresses {
+            named.extend(owners.map(|owners| (address, side::PEER, owners)));
         }
     }
     named

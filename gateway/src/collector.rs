@@ -1,13 +1,16 @@
 //! The collector: once an interval, kernel counters → attribution → ledger → published view.
 
+mod peers;
+
 use std::{
+    collections::HashSet,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::Ordering,
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
     thread::JoinHandle,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use crate::{
@@ -15,7 +18,7 @@ use crate::{
     export::WireView,
     kernel::Kernel,
     ledger::{Ledger, LedgerError, Poster, invariants},
-    proxy::Shared,
+    proxy::{Shared, upstream::Pool},
     slots::Slots,
 };
 
@@ -32,6 +35,7 @@ pub struct Collector {
     poster: Poster,
     shared: Arc<Shared>,
     view: Arc<Mutex<WireView>>,
+    peer_flows: peers::PeerFlows,
     ticks: u64,
     /// Why the ledger cannot be written, as logged.
     failing: Option<String>,
@@ -66,6 +70,7 @@ impl Collector {
             poster,
             shared,
             view,
+            peer_flows: peers::PeerFlows::default(),
             ticks: 0,
             failing: None,
         })
@@ -140,6 +145,7 @@ impl Collector {
         for regression in &posted.regressions {
             log::error!("{regression}");
         }
+        self.feed_balancing();
         let (used, free) = self.slots.reclaim();
         self.shared.meter.sweep();
         let flows = (self.ticks % FLOW_TICKS == 1).then(|| self.count_flows());
@@ -169,6 +175,32 @@ impl Collector {
                 view.silent = (minute as u64, hour as u64);
             }
         });
+    }
+
+    /// Tells the pools how the kernel sees their peers.
+    fn feed_balancing(&mut self) {
+        let generation = self.shared.generation.load_full();
+        let informed = |pool: &&Arc<Pool>| pool.settings.kernel_informed;
+        let pools: Vec<_> = generation.pools.iter().filter(informed).collect();
+        let peers: HashSet<_> = pools.iter().flat_map(|pool| pool.addresses()).collect();
+        if pools.iter().all(|pool| pool.addresses().len() < 2) {
+            // Nothing to choose from: the flow table is not worth reading.
+            return;
+        }
+        let mut look = peers::Look::default();
+        let flows = &mut self.peer_flows;
+        let read = self.kernel.maps.read_flows(|key, flow| {
+            flows.visit(&mut look, &peers, &key, &flow);
+        });
+        let samples = self.peer_flows.finish(look);
+        match read {
+            Ok(()) => {
+                for pool in pools {
+                    pool.observe(&samples, Instant::now());
+                }
+            }
+            Err(error) => log::warn!("cannot read the flow table: {error}"),
+        }
     }
 
     /// Counts the flows and drops those that are over: their bytes are in the accounts.

@@ -14,24 +14,25 @@ mod book;
 mod check;
 mod class;
 mod diff;
+mod experiment;
 mod fields;
 mod listing;
 mod name;
 mod pattern;
 mod problem;
 mod raw;
+mod route;
 mod shape;
 #[cfg(test)]
 mod tests;
 mod traffic;
+mod upstream;
 
 use std::net::SocketAddr;
-use std::num::{NonZeroU16, NonZeroUsize};
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-
-use http::Method;
 
 pub use flow_abi::Direction;
 
@@ -44,9 +45,16 @@ pub use crate::owner::Leg;
 pub use self::billing::PushSink;
 pub use self::class::{Cidr, CidrError};
 pub use self::diff::{Change, Effect};
+pub use self::experiment::{Experiment, ExperimentIndex, Unit, Variant, WHOLE};
 pub use self::name::Name;
-pub use self::pattern::{HostPattern, PathPattern, TenantRule};
+pub use self::pattern::{HostPattern, PathPattern, Regex, TenantRule};
 pub use self::problem::{ConfigError, Problem};
+pub use self::route::{
+    Action, Backend, HeaderEdits, Match, Mirror, PathEdit, Redirect, Rewrite, Route, ValuePattern,
+};
+pub use self::upstream::{
+    Balance, CheckKind, Ejection, HashKey, HealthCheck, Limits, Peer, PeerAddress, Retry, Upstream,
+};
 
 /// A whole, valid configuration.
 #[derive(Clone, Debug)]
@@ -63,8 +71,10 @@ pub struct Config {
     pub listeners: Vec<Listener>,
     /// An [`UpstreamIndex`] points here.
     pub upstreams: Vec<Upstream>,
+    /// An [`ExperimentIndex`] points here.
+    pub experiments: Vec<Experiment>,
     /// At least one; a [`RouteIndex`] points here.
-    pub routes: Vec<Route>,
+    pub routes: Vec<Arc<Route>>,
     /// Classes of remote addresses. Longest prefix wins over all of them; an address in none is
     /// of class [`crate::class::DEFAULT_NAME`].
     pub classes: Vec<Class>,
@@ -120,7 +130,7 @@ impl Config {
             .map(|listener| place(listener).unwrap_or(usize::MAX))
             .collect();
         for route in &mut self.routes {
-            for listener in &mut route.listeners {
+            for listener in &mut Arc::make_mut(route).listeners {
                 if let Some(&place) = places.get(listener.0) {
                     *listener = ListenerIndex(place);
                 }
@@ -291,57 +301,6 @@ pub struct Tls {
     pub certificate: PathBuf,
     /// Private key.
     pub key: PathBuf,
-}
-
-/// A group of interchangeable servers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Upstream {
-    /// Unique among upstreams.
-    pub name: Name,
-    /// Not empty, no address twice.
-    pub peers: Vec<Peer>,
-    /// Speak HTTP/2 to the peers.
-    pub http2: bool,
-    /// For a TCP connection to be established.
-    pub connect_timeout: Duration,
-    /// Between two reads.
-    pub read_timeout: Duration,
-    /// For one write.
-    pub write_timeout: Duration,
-    /// For how long an unused pooled connection is kept.
-    pub idle_timeout: Duration,
-    /// Further attempts after a failure to connect.
-    pub retries: usize,
-}
-
-/// One server of an upstream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Peer {
-    /// Where to connect.
-    pub address: SocketAddr,
-    /// Share of the traffic, relative to the other peers.
-    pub weight: NonZeroU16,
-}
-
-/// Which requests go to which upstream, and on whose account.
-#[derive(Clone, Debug)]
-pub struct Route {
-    /// Unique among routes.
-    pub name: Name,
-    /// Whose traffic this is; the upstream's name unless given.
-    pub service: Name,
-    /// On whose account.
-    pub tenant: TenantRule,
-    /// Where the route is served; never empty.
-    pub listeners: Vec<ListenerIndex>,
-    /// Empty: any host.
-    pub hosts: Vec<HostPattern>,
-    /// Which paths match.
-    pub path: PathPattern,
-    /// Empty: any method.
-    pub methods: Vec<Method>,
-    /// Where requests go.
-    pub upstream: UpstreamIndex,
 }
 
 /// What stands for the file name of a book that `[prices]` itself is.

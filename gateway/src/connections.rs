@@ -14,7 +14,7 @@ mod watcher;
 
 use std::{
     collections::{HashMap, VecDeque},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -190,9 +190,14 @@ impl Connections {
     }
 }
 
-/// Where a connection belongs: accepted at a listener's address, or opened to an upstream's peer.
+/// Where a connection belongs: accepted at a listener's address, or opened to an upstream's peer,
+/// whose addresses `peers` tells by the upstream's index.
 #[must_use]
-pub fn place(config: &Config, connection: &Connection) -> Place {
+pub fn place(
+    config: &Config,
+    peers: impl Fn(usize) -> Vec<SocketAddr>,
+    connection: &Connection,
+) -> Place {
     let found = if connection.active == 0 {
         let local = (address(&connection.local), connection.local_port);
         let mut listeners = config.listeners.iter();
@@ -205,13 +210,13 @@ pub fn place(config: &Config, connection: &Connection) -> Place {
             .map(|listener| (Leg::Client, listener.name.as_str()))
     } else {
         let remote = (address(&connection.remote), connection.remote_port);
-        let mut upstreams = config.upstreams.iter();
+        let mut upstreams = config.upstreams.iter().enumerate();
         upstreams
-            .find(|upstream| {
-                let mut peers = upstream.peers.iter().map(|peer| peer.address);
+            .find(|(index, _)| {
+                let mut peers = peers(*index).into_iter();
                 peers.any(|peer| (peer.ip().to_canonical(), peer.port()) == remote)
             })
-            .map(|upstream| (Leg::Upstream, upstream.name.as_str()))
+            .map(|(_, upstream)| (Leg::Upstream, upstream.name.as_str()))
     };
     Place {
         leg: found.map(|(leg, _)| leg),
@@ -251,7 +256,8 @@ mod tests {
                 remote_port,
                 ..Connection::default()
             };
-            let place = place(&config, &connection);
+            let peers = |_| vec!["10.0.0.9:9000".parse().unwrap()];
+            let place = place(&config, peers, &connection);
             (place.leg, place.endpoint.to_string())
         };
         let client = |name: &str| (Some(Leg::Client), name.to_owned());

@@ -5,6 +5,7 @@ mod config;
 mod connections;
 mod metrics;
 mod push;
+mod upstreams;
 mod wire;
 
 pub use budget::BudgetMetrics;
@@ -12,4 +13,5 @@ pub use config::ConfigMetrics;
 pub use connections::{ConnectionMetrics, KernelTables};
 pub use metrics::{RequestLabels, RequestMetrics};
 pub use push::PushMetrics;
+pub use upstreams::UpstreamMetrics;
 pub use wire::{WireMetrics, WireView};

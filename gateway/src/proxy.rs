@@ -2,15 +2,21 @@
 //!
 //! request → [`route`] → [`upstream`] → [`record`] → attribution and access log.
 
+mod answer;
 pub mod app;
+pub mod experiment;
+mod forward;
 pub mod generation;
 pub mod lane;
 pub mod meter;
+pub mod mirror;
 pub mod record;
+mod retry;
+mod rotation;
 pub mod route;
 pub mod upstream;
 
-use std::{sync::Arc, time::Instant};
+use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -21,21 +27,25 @@ use pingora::{
     http::{RequestHeader, ResponseHeader},
     prelude::{HttpPeer, ProxyHttp, Session},
     protocols::{ALPN, Digest},
-    upstreams::peer::Peer as _,
+    proxy::FailToProxy,
 };
 
 use crate::{
     access_log::AccessLog,
     budget::{Budgets, Decision},
-    config::{ListenerIndex, Name, TenantRule},
+    config::{Action, Balance, HashKey, ListenerIndex, Name, TenantRule},
     export::RequestMetrics,
     owner::Quality,
     units::PayloadBytes,
 };
+use answer::{problem, problem_after, redirect};
+use experiment::Assignment;
 use generation::Generation;
 use meter::{EndpointId, Meter};
-use record::{Leg, RequestLine, RequestRecord};
-use upstream::Outcome;
+use mirror::{MirrorCopy, Mirroring};
+use record::{Leg, RequestLine, RequestRecord, attempt_quality};
+use route::Asked;
+use upstream::{hash_key, limits::Refused};
 
 static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -43,6 +53,8 @@ static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-prot
 /// On responses while a budget warns: its name, the share used, its period.
 const BUDGET_HEADER: &str = "x-edgemeter-budget";
 static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Milliseconds the sender still waits: shortens a request's deadline, and goes on to the upstream.
+static X_TIMEOUT: HeaderName = HeaderName::from_static("x-edgemeter-timeout-ms");
 
 /// What all listeners share for as long as the process lives. What a reload changes is in the
 /// [`Generation`].
@@ -53,6 +65,8 @@ pub struct Shared {
     pub meter: Meter,
     /// Request metrics.
     pub metrics: RequestMetrics,
+    /// Copies of requests.
+    pub mirroring: Mirroring,
     /// None when not configured.
     pub access_log: Option<AccessLog>,
     /// What may be used.
@@ -83,13 +97,20 @@ impl ProxyHttp for Gateway {
     ) -> Result<()> {
         record.arrive();
         let request = session.req_header();
-        let host = host(request);
-        let path = request.uri.path();
-        record.route = record
-            .generation
-            .router
-            .find(self.listener, host, path, &request.method)
-            .cloned();
+        let asked = Asked {
+            host: host(request),
+            path: request.uri.path(),
+            query: request.uri.query(),
+            method: &request.method,
+            headers: &request.headers,
+        };
+        let generation = Arc::clone(&record.generation);
+        if let Some(found) = generation.router.find(self.listener, &asked) {
+            record.route = Some(Arc::clone(found.route));
+            record.matched = Some(Arc::clone(found.by));
+            record.deadline = retry::deadline(found.route.request_timeout, request);
+            record.assignment = assignment(found.route, &generation, request);
+        }
         let rule = record.route.as_deref().map(|route| &route.tenant);
         record.tenant = tenant(rule, |name| request.headers.get(name)?.to_str().ok());
         record.begin(self.request_line(session, &record.generation));
@@ -124,46 +145,72 @@ impl ProxyHttp for Gateway {
         session: &mut Session,
         record: &mut RequestRecord,
     ) -> Result<bool> {
-        if record.route.is_some() {
-            return self.budget(session, record).await;
+        let Some(route) = record.route.clone() else {
+            let title = "no route matches this host, path and method";
+            problem(session, record, 404, title).await?;
+            return Ok(true);
+        };
+        if let Action::Redirect(to) = &route.action {
+            let listener = &record.generation.config.listeners[self.listener.0];
+            let scheme = if listener.tls.is_some() {
+                "https"
+            } else {
+                "http"
+            };
+            redirect(session, record, to, (scheme, listener.address.port())).await?;
+            return Ok(true);
         }
-        problem(
-            session,
-            record,
-            404,
-            "no route matches this host, path and method",
-        )
-        .await?;
-        Ok(true)
+        if self.budget(session, record).await? {
+            return Ok(true);
+        }
+        record.mirror = route.mirror().map(MirrorCopy::new);
+        Ok(false)
     }
 
     async fn upstream_peer(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         record: &mut RequestRecord,
     ) -> Result<Box<HttpPeer>> {
-        let Some(route) = &record.route else {
+        let Some(route) = record.route.clone() else {
             return Err(Error::explain(
                 ErrorType::InternalError,
                 "routed without a route",
             ));
         };
-        let index = route.upstream;
-        let generation = &record.generation;
-        let upstream = &generation.config.upstreams[index.0];
-        let Some(peer) = generation.pools[index.0].pick(&record.tried, Instant::now()) else {
-            record.error = Some(format!("upstream {}: every peer was tried", upstream.name));
-            return Err(Error::explain(
-                ErrorType::HTTPStatus(502),
-                "every peer was tried",
-            ));
+        if record.is_late() {
+            return Err(fail(record, 504, "the deadline has passed"));
+        }
+        let chosen = record.upstream.or(record.assignment.upstream);
+        let Some(index) = chosen.or_else(|| route.backend()) else {
+            return Err(fail(record, 500, "the route has no upstream"));
         };
-        record.current = Some((index, peer));
-        let mut http_peer = HttpPeer::new(peer.address, false, String::new());
+        record.upstream = Some(index);
+        let generation = Arc::clone(&record.generation);
+        let upstream = &generation.config.upstreams[index.0];
+        let pool = &generation.pools[index.0];
+        if record.admission.is_none() {
+            match pool.admit() {
+                Ok(admission) => record.admission = Some(admission),
+                Err(refused) => return Err(refusal(record, refused)),
+            }
+        }
+        let key = balance_key(&upstream.balance, session);
+        let held = match pool.pick(key, &record.tried, Instant::now()) {
+            Ok(held) => held,
+            Err(refused) => return Err(refusal(record, refused)),
+        };
+        let mut http_peer = HttpPeer::new(held.address(), false, String::new());
+        record.attempt(held);
         let options = &mut http_peer.options;
-        options.connection_timeout = Some(upstream.connect_timeout);
-        options.total_connection_timeout = Some(upstream.connect_timeout);
-        options.read_timeout = Some(upstream.read_timeout);
+        let connect = match record.remaining() {
+            Some(left) => upstream.connect_timeout.min(left),
+            None => upstream.connect_timeout,
+        };
+        options.connection_timeout = Some(connect);
+        options.total_connection_timeout = Some(connect);
+        let silence = route.try_timeout.into_iter().chain(record.remaining());
+        options.read_timeout = Some(silence.fold(upstream.read_timeout, Ord::min));
         options.write_timeout = Some(upstream.write_timeout);
         options.idle_timeout = Some(upstream.idle_timeout);
         if upstream.http2 {
@@ -183,16 +230,7 @@ impl ProxyHttp for Gateway {
         digest: Option<&Digest>,
         record: &mut RequestRecord,
     ) -> Result<()> {
-        let Some((index, chosen)) = record.current else {
-            return Ok(());
-        };
-        record.generation.pools[index.0].report(chosen.index, Outcome::Connected, Instant::now());
-        let h2 = matches!(peer.get_alpn(), Some(ALPN::H2));
-        let quality = if h2 {
-            Quality::Estimated
-        } else {
-            Quality::Exact
-        };
+        let quality = attempt_quality(peer);
         let meter = &self.shared.meter;
         let mut leg = None;
         if let Some(endpoint) = record.upstream_id()
@@ -217,7 +255,7 @@ impl ProxyHttp for Gateway {
                 leg = Some(begun);
             }
         }
-        record.attempt(chosen, reused, leg);
+        record.attempt_connected(reused, leg);
         Ok(())
     }
 
@@ -226,21 +264,33 @@ impl ProxyHttp for Gateway {
         _session: &mut Session,
         _peer: &HttpPeer,
         record: &mut RequestRecord,
-        mut error: Box<Error>,
+        error: Box<Error>,
     ) -> Box<Error> {
-        if let Some((index, peer)) = record.current {
-            let generation = &record.generation;
-            generation.pools[index.0].report(peer.index, Outcome::ConnectFailed, Instant::now());
-            let upstream = &generation.config.upstreams[index.0];
-            self.shared.metrics.connect_failure(&upstream.name);
-            // Only now: a pooled connection that turned out stale may go to the same peer again.
-            record.tried.push(peer.index);
-            // Nothing was sent: any method may try the next peer.
-            if record.tried.len() <= upstream.retries && record.tried.len() < upstream.peers.len() {
-                error.set_retry(true);
-            }
+        if let Some(upstream) = record.upstream_name() {
+            self.shared.metrics.connect_failure(upstream);
         }
-        error
+        retry::not_connected(record, error)
+    }
+
+    fn error_while_proxy(
+        &self,
+        peer: &HttpPeer,
+        session: &mut Session,
+        error: Box<Error>,
+        record: &mut RequestRecord,
+        client_reused: bool,
+    ) -> Box<Error> {
+        let error = error.more_context(format!("Peer: {peer}"));
+        retry::broken(session, record, error, client_reused)
+    }
+
+    async fn upstream_response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        record: &mut RequestRecord,
+    ) -> Result<()> {
+        retry::answered(session, record, response.status.as_u16())
     }
 
     async fn upstream_request_filter(
@@ -276,6 +326,38 @@ impl ProxyHttp for Gateway {
             }
             request.insert_header(X_REQUEST_ID.clone(), line.id.as_str())?;
         }
+        if let Some(left) = record.remaining() {
+            request.insert_header(X_TIMEOUT.clone(), left.as_millis().to_string())?;
+        }
+        // A client cannot choose its variant.
+        request.remove_header(experiment::VARIANT_HEADER);
+        request.remove_header(experiment::UNIT_HEADER);
+        let assignment = &record.assignment;
+        if !assignment.variants.is_empty() {
+            request.insert_header(experiment::VARIANT_HEADER, assignment.variants.as_str())?;
+        }
+        if let Ok(unit) = HeaderValue::from_str(&assignment.unit)
+            && !unit.is_empty()
+        {
+            request.insert_header(experiment::UNIT_HEADER, unit)?;
+        }
+        if let Some((route, matched)) = record.route.as_ref().zip(record.matched.as_ref()) {
+            forward::edit(&route.request_headers, request)?;
+            if let Action::Forward { rewrite, .. } = &route.action {
+                if let Some(edit) = &rewrite.path {
+                    let path = forward::edited_path(edit, &matched.path, request.uri.path());
+                    if let Some(uri) = forward::with_path(&request.uri, &path) {
+                        request.set_uri(uri);
+                    }
+                }
+                if let Some(host) = &rewrite.host {
+                    forward::set_host(request, host)?;
+                }
+            }
+        }
+        if let Some(copy) = &mut record.mirror {
+            copy.header(request);
+        }
         Ok(())
     }
 
@@ -288,6 +370,9 @@ impl ProxyHttp for Gateway {
     ) -> Result<()> {
         if let Some(body) = body {
             record.request_body += PayloadBytes(body.len() as u64);
+            if let Some(copy) = &mut record.mirror {
+                copy.append(body);
+            }
         }
         if end && let Some(client) = &mut record.client {
             client.received_all();
@@ -302,7 +387,7 @@ impl ProxyHttp for Gateway {
         end: bool,
         record: &mut RequestRecord,
     ) -> Result<Option<std::time::Duration>> {
-        if end && let Some(leg) = record.upstreams.last_mut().and_then(|at| at.leg.as_mut()) {
+        if end && let Some(leg) = record.attempts.last_mut().and_then(|at| at.leg.as_mut()) {
             leg.received_all();
         }
         Ok(None)
@@ -322,6 +407,12 @@ impl ProxyHttp for Gateway {
         if response.status == http::StatusCode::SWITCHING_PROTOCOLS {
             // The request had ended; what the client sends through the tunnel is its own again.
             record.resume_client();
+        }
+        if let Some(route) = &record.route {
+            forward::edit(&route.response_headers, response)?;
+        }
+        if let Some(cookie) = &record.assignment.set_cookie {
+            response.append_header(header::SET_COOKIE, cookie.as_str())?;
         }
         record.take_turn();
         Ok(())
@@ -357,6 +448,43 @@ impl ProxyHttp for Gateway {
         if let Some(error) = error {
             record.error.get_or_insert_with(|| error.to_string());
         }
+        if let Some((copy, route)) = record.mirror.take().zip(record.route.as_ref()) {
+            mirror::launch(
+                &self.shared,
+                &record.generation,
+                route,
+                &record.tenant,
+                copy,
+            );
+        }
+    }
+
+    /// Answers what could not be proxied with a problem that says why, as far as outsiders may know.
+    async fn fail_to_proxy(
+        &self,
+        session: &mut Session,
+        error: &Error,
+        record: &mut RequestRecord,
+    ) -> FailToProxy {
+        let (status, title) = retry::status_of(error, record);
+        if status > 0 && session.response_written().is_none() {
+            let _ = problem(session, record, status, title).await;
+        }
+        FailToProxy {
+            error_code: status,
+            can_reuse_downstream: false,
+        }
+    }
+
+    fn suppress_proxy_warn_log(
+        &self,
+        _: &Session,
+        _: &RequestRecord,
+        _: &Error,
+        _: pingora::proxy::ProxyWarnLogContext,
+    ) -> bool {
+        // Each attempt is in the access log.
+        self.shared.access_log.is_some()
     }
 
     fn suppress_error_log(&self, _: &Session, _: &RequestRecord, _: &Error) -> bool {
@@ -475,41 +603,70 @@ fn new_request_id() -> String {
     format!("{high:016x}{low:016x}")
 }
 
-/// Answers with an RFC 9457 problem.
-async fn problem(
-    session: &mut Session,
-    record: &mut RequestRecord,
-    status: u16,
-    title: &'static str,
-) -> Result<()> {
-    problem_after(session, record, status, title, None).await
+/// An error with the status it is answered with, and its reason for the access log.
+fn fail(record: &mut RequestRecord, status: u16, why: &'static str) -> Box<Error> {
+    record.error = Some(match record.upstream_name() {
+        Some(upstream) => format!("upstream {upstream}: {why}"),
+        None => why.to_owned(),
+    });
+    Error::explain(ErrorType::HTTPStatus(status), why)
 }
 
-/// The same, with the seconds after which another attempt has a chance.
-async fn problem_after(
-    session: &mut Session,
-    record: &mut RequestRecord,
-    status: u16,
-    title: &str,
-    retry_after: Option<String>,
-) -> Result<()> {
-    let body = serde_json::json!({ "type": "about:blank", "title": title, "status": status });
-    let body = Bytes::from(body.to_string());
-    let mut header = ResponseHeader::build(status, Some(3))?;
-    header.insert_header(header::CONTENT_TYPE, "application/problem+json")?;
-    header.insert_header(header::CONTENT_LENGTH, body.len())?;
-    if let Some(seconds) = retry_after {
-        header.insert_header(header::RETRY_AFTER, seconds)?;
+/// A limit was reached: 503, and the client may come back.
+fn refusal(record: &mut RequestRecord, refused: Refused) -> Box<Error> {
+    let why = match refused {
+        Refused::Requests => "as many requests are under way as may be",
+        Refused::Pending => "as many requests wait for a connection as may",
+        Refused::PerPeer => "every peer has as many requests as it may",
+        Refused::Unresolved => "no name has led to an address yet",
+    };
+    fail(record, 503, why)
+}
+
+/// What a hash balance goes by.
+fn balance_key(balance: &Balance, session: &Session) -> Option<u64> {
+    let Balance::Hash(key) = balance else {
+        return None;
+    };
+    match key {
+        HashKey::Header(name) => {
+            let value = session.req_header().headers.get(name)?;
+            Some(hash_key(value.as_bytes()))
+        }
+        HashKey::Cookie(name) => {
+            cookie(session.req_header(), name).map(|value| hash_key(value.as_bytes()))
+        }
+        HashKey::Source => {
+            let address: SocketAddr = *session.client_addr()?.as_inet()?;
+            Some(hash_key(address.ip().to_string().as_bytes()))
+        }
     }
-    record.status = status;
-    record.take_turn();
-    if session.req_header().method == http::Method::HEAD {
-        // The header as GET would have it, and no body: HTTP/2 would call one an error.
-        return session.write_response_header(Box::new(header), true).await;
+}
+
+fn cookie<'r>(request: &'r RequestHeader, name: &str) -> Option<&'r str> {
+    let lines = request.headers.get_all(header::COOKIE).iter();
+    lines
+        .filter_map(|line| line.to_str().ok())
+        .find_map(|line| experiment::cookie(line, name))
+}
+
+fn assignment(
+    route: &route::Route,
+    generation: &Generation,
+    request: &RequestHeader,
+) -> Assignment {
+    if route.experiments.is_empty() {
+        return Assignment::default();
     }
-    record.response_body += PayloadBytes(body.len() as u64);
-    session
-        .write_response_header(Box::new(header), false)
-        .await?;
-    session.write_response_body(Some(body), true).await
+    let all = &generation.config.experiments;
+    let experiments = route
+        .experiments
+        .iter()
+        .filter_map(|index| all.get(index.0));
+    Assignment::deal(
+        experiments,
+        |name| cookie(request, name),
+        |name| request.headers.get(name)?.to_str().ok(),
+        new_request_id,
+    )
 }

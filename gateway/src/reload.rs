@@ -5,16 +5,21 @@
 //! last request has finished and [`LINGER`] has passed, so no byte of either loses its owner.
 
 use std::{
+    collections::HashMap,
+    net::{SocketAddr, ToSocketAddrs as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use crate::{
-    config::{Change, Config, ConfigError, Effect},
+    config::{Change, Config, ConfigError, Effect, PeerAddress},
     export::ConfigMetrics,
     kernel::{EndpointMap, KernelError, NamedEndpoint},
-    proxy::{Shared, generation::Generation},
+    proxy::{
+        Shared,
+        generation::{Generation, Names},
+    },
 };
 
 /// For how long endpoints of a configuration nobody uses any more stay known to the kernel: its
@@ -52,8 +57,8 @@ pub struct LastReload {
     pub unix_seconds: Option<u64>,
 }
 
-/// Names the kernel's endpoints of a generation.
-pub type Endpoints = fn(&Generation) -> Vec<NamedEndpoint>;
+/// Names the kernel's endpoints of a generation, with the addresses that names lead to.
+pub type Endpoints = fn(&Generation, &Names) -> Vec<NamedEndpoint>;
 
 /// Brings configurations into force, one at a time.
 pub struct Reloader {
@@ -61,6 +66,7 @@ pub struct Reloader {
     shared: Arc<Shared>,
     metrics: ConfigMetrics,
     endpoints: Endpoints,
+    background: tokio::runtime::Handle,
     inner: Mutex<Inner>,
     last: Mutex<LastReload>,
 }
@@ -70,6 +76,9 @@ struct Inner {
     kernel: Option<EndpointMap>,
     /// Configurations before the one in force.
     retired: Vec<Retired>,
+    /// What names led to the last time, and when to ask again.
+    names: Names,
+    ask_again: HashMap<(Box<str>, u16), Instant>,
 }
 
 struct Retired {
@@ -87,15 +96,24 @@ impl Reloader {
         metrics: ConfigMetrics,
         kernel: Option<EndpointMap>,
         endpoints: Endpoints,
+        background: tokio::runtime::Handle,
     ) -> Self {
-        let retired = Vec::new();
-        metrics.in_force(shared.generation.load().number);
+        let generation = shared.generation.load_full();
+        metrics.in_force(generation.number);
+        generation.start_checks(&background);
+        let inner = Inner {
+            kernel,
+            retired: Vec::new(),
+            names: Names::new(),
+            ask_again: HashMap::new(),
+        };
         Self {
             path: path.to_owned(),
             shared,
             metrics,
             endpoints,
-            inner: Mutex::new(Inner { kernel, retired }),
+            background,
+            inner: Mutex::new(inner),
             last: Mutex::default(),
         }
     }
@@ -150,15 +168,18 @@ impl Reloader {
         let new = Arc::new(old.next(config, &self.shared.meter)?);
         let retired = Retired {
             generation: Arc::downgrade(&old),
-            endpoints: (self.endpoints)(&old),
+            endpoints: (self.endpoints)(&old, &inner.names),
             unused: None,
         };
+        inner.look_up(&new);
         inner.retired.push(retired);
-        if let Err(error) = inner.set_endpoints((self.endpoints)(&new)) {
+        if let Err(error) = inner.set_endpoints((self.endpoints)(&new, &inner.names)) {
             inner.retired.pop();
-            let _ = inner.set_endpoints((self.endpoints)(&old));
+            let _ = inner.set_endpoints((self.endpoints)(&old, &inner.names));
             return Err(error.into());
         }
+        new.resolve(&inner.names);
+        new.start_checks(&self.background);
         self.shared.metrics.expect(&new.config);
         self.metrics.in_force(new.number);
         self.shared.generation.store(new);
@@ -178,10 +199,32 @@ impl Reloader {
         });
         if inner.retired.len() < before {
             let generation = self.shared.generation.load();
-            if let Err(error) = inner.set_endpoints((self.endpoints)(&generation)) {
+            let endpoints = (self.endpoints)(&generation, &inner.names);
+            if let Err(error) = inner.set_endpoints(endpoints) {
                 log::warn!("cannot take old endpoints off the kernel: {error}");
             }
         }
+    }
+
+    /// Looks up the peers' names whose time has come. Blocks on the resolver. The kernel knows a
+    /// new address before the first connection to it; an old one stays known for [`LINGER`].
+    pub fn resolve(&self) {
+        let mut inner = self.lock();
+        let generation = self.shared.generation.load_full();
+        let endpoints = (self.endpoints)(&generation, &inner.names);
+        if !inner.look_up(&generation) {
+            return;
+        }
+        inner.retired.push(Retired {
+            generation: Weak::new(),
+            endpoints,
+            unused: None,
+        });
+        let endpoints = (self.endpoints)(&generation, &inner.names);
+        if let Err(error) = inner.set_endpoints(endpoints) {
+            log::warn!("cannot name new addresses to the kernel: {error}");
+        }
+        generation.resolve(&inner.names);
     }
 
     /// How the last attempt ended.
@@ -206,6 +249,42 @@ impl Reloader {
 }
 
 impl Inner {
+    /// True when an address has changed. A name that cannot be looked up keeps its addresses.
+    fn look_up(&mut self, generation: &Generation) -> bool {
+        let now = Instant::now();
+        let mut changed = false;
+        for upstream in &generation.config.upstreams {
+            for peer in &upstream.peers {
+                let PeerAddress::Name { host, port } = &peer.address else {
+                    continue;
+                };
+                let key = (host.clone(), *port);
+                if self.ask_again.get(&key).is_some_and(|at| now < *at) {
+                    continue;
+                }
+                self.ask_again
+                    .insert(key.clone(), now + upstream.resolve_interval);
+                match (&**host, *port).to_socket_addrs() {
+                    Ok(found) => {
+                        let mut found: Vec<SocketAddr> = found.collect();
+                        found.sort();
+                        found.dedup();
+                        if self.names.get(&key) != Some(&found) {
+                            log::info!("{host}:{port} leads to {found:?}");
+                            self.names.insert(key, found);
+                            changed = true;
+                        }
+                    }
+                    Err(error) => log::warn!(
+                        "{}: {host} cannot be looked up: {error}; its addresses stay",
+                        upstream.name
+                    ),
+                }
+            }
+        }
+        changed
+    }
+
     /// The endpoints in force and those of configurations not yet over. The newest names an
     /// address that several have.
     fn set_endpoints(&mut self, now: Vec<NamedEndpoint>) -> Result<(), KernelError> {
@@ -221,30 +300,50 @@ impl Inner {
     }
 }
 
-/// Reloads on SIGHUP and sweeps, until the process ends.
+/// A thread with a runtime for what runs beside requests: signals, checks, names.
 ///
 /// # Errors
-/// The signal cannot be waited for, or no thread could be started.
-pub fn on_hangup(reloader: Arc<Reloader>) -> std::io::Result<()> {
+/// No thread or runtime could be made.
+pub fn background() -> std::io::Result<tokio::runtime::Handle> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
+    let handle = runtime.handle().clone();
+    std::thread::Builder::new()
+        .name("background".into())
+        .spawn(move || runtime.block_on(std::future::pending::<()>()))?;
+    Ok(handle)
+}
+
+/// Reloads on SIGHUP, looks names up and sweeps, until the process ends.
+///
+/// # Errors
+/// The signal cannot be waited for.
+pub fn watch(reloader: &Arc<Reloader>) -> std::io::Result<()> {
+    let background = reloader.background.clone();
     let mut hangup = {
-        let _inside = runtime.enter();
+        let _inside = background.enter();
         tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup())?
     };
-    std::thread::Builder::new()
-        .name("reload".into())
-        .spawn(move || {
-            runtime.block_on(async {
-                let mut sweep = tokio::time::interval(Duration::from_secs(5));
-                loop {
-                    tokio::select! {
-                        Some(()) = hangup.recv() => { let _ = reloader.reload(); }
-                        _ = sweep.tick() => reloader.sweep(),
-                    }
-                }
-            });
-        })?;
+    let on_signal = Arc::clone(reloader);
+    background.spawn(async move {
+        while hangup.recv().await.is_some() {
+            let reloader = Arc::clone(&on_signal);
+            let _ = tokio::task::spawn_blocking(move || reloader.reload()).await;
+        }
+    });
+    let now_and_then = Arc::clone(reloader);
+    background.spawn(async move {
+        let mut each_second = tokio::time::interval(Duration::from_secs(1));
+        loop {
+            each_second.tick().await;
+            let reloader = Arc::clone(&now_and_then);
+            let work = move || {
+                reloader.resolve();
+                reloader.sweep();
+            };
+            let _ = tokio::task::spawn_blocking(work).await;
+        }
+    });
     Ok(())
 }

@@ -81,6 +81,7 @@ impl Checker<'_> {
             access_log: access_log?,
             listeners: traffic.listeners,
             upstreams: traffic.upstreams,
+            experiments: traffic.experiments,
             routes: traffic.routes,
             classes: classes?,
             prices: prices?,

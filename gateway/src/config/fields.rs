@@ -1,7 +1,22 @@
-//! One example line for every field, to quote in a fix. A test keeps it complete.
+//! One example line for every field, to quote in a fix. A test keeps it complete. Features with a
+//! file of their own have their lines there.
+
+use super::{experiment, route, upstream};
+
+/// Every list of examples.
+pub(super) fn all() -> impl Iterator<Item = &'static (&'static str, &'static str)> {
+    [
+        EXAMPLES,
+        upstream::EXAMPLES,
+        experiment::EXAMPLES,
+        route::EXAMPLES,
+    ]
+    .into_iter()
+    .flatten()
+}
 
 /// Field paths without indices, each with a line that would be right there.
-pub(super) const EXAMPLES: &[(&str, &str)] = &[
+const EXAMPLES: &[(&str, &str)] = &[
     ("gateway", "[gateway]"),
     ("gateway.state_dir", r#"state_dir = "/var/lib/edgemeter""#),
     ("gateway.threads", "threads = 2"),
@@ -79,33 +94,6 @@ pub(super) const EXAMPLES: &[(&str, &str)] = &[
     ("listeners.tls", "[listeners.tls]"),
     ("listeners.tls.certificate", r#"certificate = "cert.pem""#),
     ("listeners.tls.key", r#"key = "key.pem""#),
-    ("upstreams", "[[upstreams]]"),
-    ("upstreams.name", r#"name = "orders""#),
-    ("upstreams.peers", r#"peers = ["10.0.0.2:9000"]"#),
-    ("upstreams.peers.address", r#"address = "10.0.0.2:9000""#),
-    ("upstreams.peers.weight", "weight = 2"),
-    ("upstreams.http2", "http2 = false"),
-    ("upstreams.connect_timeout_ms", "connect_timeout_ms = 1000"),
-    ("upstreams.read_timeout_ms", "read_timeout_ms = 30000"),
-    ("upstreams.write_timeout_ms", "write_timeout_ms = 30000"),
-    ("upstreams.idle_timeout_ms", "idle_timeout_ms = 30000"),
-    ("upstreams.retries", "retries = 1"),
-    ("routes", "[[routes]]"),
-    ("routes.name", r#"name = "orders-create""#),
-    ("routes.service", r#"service = "commerce""#),
-    (
-        "routes.tenant",
-        r#"tenant = { header = "x-tenant", default = "public" }"#,
-    ),
-    ("routes.tenant.header", r#"header = "x-tenant""#),
-    ("routes.tenant.default", r#"default = "public""#),
-    ("routes.listeners", r#"listeners = ["public"]"#),
-    ("routes.hosts", r#"hosts = ["shop.example"]"#),
-    ("routes.path", r#"path = { prefix = "/api" }"#),
-    ("routes.path.exact", r#"exact = "/x""#),
-    ("routes.path.prefix", r#"prefix = "/api""#),
-    ("routes.methods", r#"methods = ["GET"]"#),
-    ("routes.upstream", r#"upstream = "orders""#),
     ("classes", "[[classes]]"),
     ("classes.name", r#"name = "internet""#),
     ("classes.cidrs", r#"cidrs = ["0.0.0.0/0", "::/0"]"#),
@@ -201,8 +189,7 @@ pub(super) fn example(field: &str) -> Option<&'static str> {
         .split('[')
         .map(|part| part.split_once(']').map_or(part, |(_, after)| after))
         .collect();
-    EXAMPLES
-        .iter()
+    all()
         .chain(BOOK_EXAMPLES)
         .find(|&&(path, _)| path == plain)
         .map(|&(_, line)| line)

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{AccessLogTarget, Config, Direction, Leg, Observe, Upstream};
+use super::{AccessLogTarget, Action, Config, Direction, Leg, Observe, Upstream};
 
 /// What else is observed, or is not.
 struct Beside<'a>(&'a Observe);
@@ -107,23 +107,31 @@ impl Listing<'_> {
                 .listeners
                 .iter()
                 .map(|index| &config.listeners[index.0].name);
+            let hosts = if route.hosts.is_empty() {
+                "*".to_owned()
+            } else {
+                joined(&route.hosts, ",")
+            };
+            let matches = route.matches.iter().map(|one| {
+                let methods = if one.methods.is_empty() {
+                    "*".to_owned()
+                } else {
+                    joined(&one.methods, ",")
+                };
+                let more = one.headers.len() + one.query.len();
+                let more = match more {
+                    0 => String::new(),
+                    more => format!(" and {more} more"),
+                };
+                format!("{methods} {hosts}{}{more}", one.path)
+            });
             writeln!(
                 f,
-                "route       {} on {}: {} {}{} -> {} (service {}, tenant {})",
+                "route       {} on {}: {} -> {} (service {}, tenant {})",
                 route.name,
                 joined(listeners, ","),
-                if route.methods.is_empty() {
-                    "*".to_owned()
-                } else {
-                    joined(&route.methods, ",")
-                },
-                if route.hosts.is_empty() {
-                    "*".to_owned()
-                } else {
-                    joined(&route.hosts, ",")
-                },
-                route.path,
-                config.upstreams[route.upstream.0].name,
+                joined(matches, " or "),
+                target(config, &route.action),
                 route.service,
                 route.tenant
             )?;
@@ -162,6 +170,23 @@ impl Listing<'_> {
             )?;
         }
         Ok(())
+    }
+}
+
+fn target(config: &Config, action: &Action) -> String {
+    match action {
+        Action::Redirect(redirect) => format!("redirect {}", redirect.status),
+        Action::Forward { backends, .. } => {
+            let alone = backends.len() == 1;
+            let backends = backends.iter().map(|backend| {
+                let name = &config.upstreams[backend.upstream.0].name;
+                match backend.weight {
+                    _ if alone => name.to_string(),
+                    weight => format!("{name} x{weight}"),
+                }
+            });
+            joined(backends, ", ")
+        }
     }
 }
 

@@ -96,6 +96,68 @@ pub enum PathPattern {
     /// This path and everything below it. Without trailing slashes, so the empty text is
     /// everything.
     Prefix(Box<str>),
+    /// Paths that match as a whole.
+    Regex(Regex),
+}
+
+/// A regular expression that a text matches as a whole. Equal when written alike.
+#[derive(Clone, Debug)]
+pub struct Regex {
+    text: Box<str>,
+    compiled: regex::Regex,
+}
+
+impl Regex {
+    pub(super) fn parse(text: &str) -> Result<Self, Refused> {
+        match regex::Regex::new(&Self::whole(text)) {
+            Ok(compiled) => Ok(Self {
+                text: text.into(),
+                compiled,
+            }),
+            Err(error) => {
+                let error = error.to_string();
+                let said = error.lines().last().unwrap_or_default().trim();
+                let said = said.strip_prefix("error: ").unwrap_or(said);
+                Err((
+                    "is not a regular expression",
+                    format!("see the syntax of Rust's regex crate: {said}"),
+                ))
+            }
+        }
+    }
+
+    fn whole(text: &str) -> String {
+        format!("^(?:{text})$")
+    }
+
+    /// As written.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// For sets: anchored at both ends.
+    pub fn anchored(&self) -> &str {
+        self.compiled.as_str()
+    }
+
+    /// Whether the whole text matches.
+    pub fn is_match(&self, text: &str) -> bool {
+        self.compiled.is_match(text)
+    }
+}
+
+impl PartialEq for Regex {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for Regex {}
+
+impl std::hash::Hash for Regex {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.text.hash(state);
+    }
 }
 
 impl PathPattern {
@@ -115,6 +177,7 @@ impl fmt::Display for PathPattern {
         match self {
             Self::Exact(path) => f.write_str(path),
             Self::Prefix(prefix) => write!(f, "{prefix}/*"),
+            Self::Regex(regex) => write!(f, " ~{}", regex.as_str()),
         }
     }
 }

@@ -1,4 +1,5 @@
-//! The file as written: which fields exist and their TOML types, nothing more.
+//! The file as written: which fields exist and their TOML types, nothing more. What routes,
+//! upstreams and experiments look like is beside their meaning, in files of their own.
 //!
 //! A value is `Spanned` where `check` may still complain about it. Missing required fields, unknown
 //! fields and wrong types are serde's to find; `shape` turns its messages into problems.
@@ -9,6 +10,10 @@ use serde::Deserialize;
 use serde::de::value::{MapAccessDeserializer, StrDeserializer};
 use serde::de::{Deserializer, MapAccess, Visitor};
 use toml::Spanned;
+
+use super::experiment::RawExperiment;
+use super::route::RawRoute;
+use super::upstream::RawUpstream;
 
 pub(super) type Text = Spanned<String>;
 pub(super) type Number = Spanned<i64>;
@@ -26,6 +31,8 @@ pub(super) struct RawConfig {
     pub(super) listeners: Vec<RawListener>,
     #[serde(default)]
     pub(super) upstreams: Vec<RawUpstream>,
+    #[serde(default)]
+    pub(super) experiments: Vec<RawExperiment>,
     #[serde(default)]
     pub(super) routes: Vec<Spanned<RawRoute>>,
     pub(super) prices: Option<Spanned<RawPrices>>,
@@ -151,19 +158,6 @@ pub(super) struct RawTls {
     pub(super) key: Text,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, expecting = "a table")]
-pub(super) struct RawUpstream {
-    pub(super) name: Text,
-    pub(super) peers: Spanned<Vec<Spanned<RawPeer>>>,
-    pub(super) http2: Option<bool>,
-    pub(super) connect_timeout_ms: Option<Number>,
-    pub(super) read_timeout_ms: Option<Number>,
-    pub(super) write_timeout_ms: Option<Number>,
-    pub(super) idle_timeout_ms: Option<Number>,
-    pub(super) retries: Option<Number>,
-}
-
 /// `"address"` or `{ address = "…", weight = … }`.
 pub(super) enum RawPeer {
     Address(String),
@@ -177,19 +171,6 @@ pub(super) struct RawWeightedPeer {
     pub(super) weight: Option<Number>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, expecting = "a table")]
-pub(super) struct RawRoute {
-    pub(super) name: Text,
-    pub(super) service: Option<Text>,
-    pub(super) tenant: Option<Spanned<RawTenant>>,
-    pub(super) listeners: Option<Spanned<Vec<Text>>>,
-    pub(super) hosts: Option<Spanned<Vec<Text>>>,
-    pub(super) path: Option<Spanned<RawPath>>,
-    pub(super) methods: Option<Spanned<Vec<Text>>>,
-    pub(super) upstream: Text,
-}
-
 /// `"name"` or `{ header = "…", default = "…" }`.
 pub(super) enum RawTenant {
     Fixed(String),
@@ -201,13 +182,6 @@ pub(super) enum RawTenant {
 pub(super) struct RawTenantHeader {
     pub(super) header: Text,
     pub(super) default: Option<Text>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, expecting = "a table")]
-pub(super) struct RawPath {
-    pub(super) exact: Option<Text>,
-    pub(super) prefix: Option<Text>,
 }
 
 #[derive(Deserialize)]

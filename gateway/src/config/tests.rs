@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use toml::de::{DeTable, DeValue};
 
-use super::fields::{EXAMPLES, example};
+use super::fields::{all, example};
 use super::*;
 
 /// Every field there is.
@@ -17,6 +17,7 @@ grace_seconds = 10
 lane = "auto"
 id = "edge-1"
 ledger = "postgres://edgemeter:secret@db.example:5432/bill"
+lane = "auto"
 
 [retention]
 minutes_for_days = 62
@@ -101,6 +102,90 @@ read_timeout_ms = 30000
 write_timeout_ms = 30000
 idle_timeout_ms = 30000
 retries = 1
+balance = "hash"
+hash = { cookie = "uid" }
+kernel_informed = true
+resolve_interval_ms = 5000
+check = { path = "/livez", host = "orders.internal", interval_ms = 1000, timeout_ms = 500, healthy = 2, unhealthy = 3 }
+[upstreams.retry]
+statuses = [503]
+budget_percent = 20
+budget_reserve = 10
+idempotency_key = true
+[upstreams.ejection]
+connect_failures = 3
+server_errors = 5
+base_ms = 1000
+max_ms = 30000
+panic_percent = 34
+[upstreams.limits]
+requests = 1000
+pending = 100
+per_peer = 500
+
+[[upstreams]]
+name = "next"
+peers = ["next.internal:9000"]
+hash = { header = "x-customer" }
+check = { grpc = "orders.Orders" }
+
+[[upstreams]]
+name = "shadow"
+peers = ["10.77.2.4:9000"]
+hash = { source = true }
+check = { tcp = true }
+
+[[experiments]]
+name = "badge"
+salt = "badge-1"
+cookie = "uid"
+coverage = 10000
+variants = [{ name = "control", weight = 5000 }, { name = "treatment", weight = 5000, upstream = "next" }]
+
+[[experiments]]
+name = "hero"
+header = "x-customer"
+variants = [{ name = "control", weight = 5000 }, { name = "treatment", weight = 5000 }]
+
+[[routes]]
+name = "canary"
+hosts = ["canary.example"]
+backends = [{ upstream = "orders", weight = 95 }, { upstream = "next", weight = 5 }]
+rewrite = { host = "orders.internal", prefix = "/v2" }
+request_headers = { set = { "x-edge" = "1" }, add = { "via" = "edge" }, remove = ["x-internal"] }
+response_headers = { set = { "x-frame-options" = "DENY" }, add = { "vary" = "Origin" }, remove = ["server"] }
+mirror = { upstream = "shadow", percent = 10, body_max_bytes = 65536 }
+experiments = ["badge", "hero"]
+request_timeout_ms = 5000
+try_timeout_ms = 1000
+
+[[routes]]
+name = "items"
+hosts = ["items.example"]
+path = { regex = "/items/[0-9]+" }
+methods = ["GET"]
+headers = [{ name = "x-beta", exact = "1" }, { name = "x-version", regex = "1|2" }]
+query = [{ name = "v", exact = "2" }, { name = "w", regex = "[23]" }]
+upstream = "next"
+rewrite = { path = "/item" }
+
+[[routes]]
+name = "old"
+hosts = ["old.example"]
+redirect = { scheme = "https", host = "www.shop.example", port = 8443, prefix = "/v2", status = 301 }
+[[routes.matches]]
+path = { prefix = "/old" }
+[[routes.matches]]
+path = { prefix = "/older" }
+methods = ["GET"]
+headers = [{ name = "x-beta", exact = "1" }, { name = "x-version", regex = "1|2" }]
+query = [{ name = "v", exact = "2" }, { name = "w", regex = "[23]" }]
+
+[[routes]]
+name = "oldest"
+hosts = ["oldest.example"]
+redirect = { path = "/new" }
+matches = [{ path = { exact = "/a" } }, { path = { regex = "/b+" } }]
 
 [[routes]]
 name = "orders-create"
@@ -206,17 +291,20 @@ fn a_full_file_becomes_types() {
         .iter()
         .map(|peer| peer.weight.get());
     assert!(weights.eq([1, 2]));
-    let [create, health, rest] = &config.routes[..] else {
+    let [canary, items, old, oldest, create, health, rest] = &config.routes[..] else {
         panic!("{:?}", config.routes);
     };
-    assert_eq!(create.upstream, UpstreamIndex(0));
+    assert!(create.upstreams().eq([UpstreamIndex(0)]));
     assert_eq!(create.listeners, [ListenerIndex(0)]);
     assert_eq!(
         create.hosts[1],
         HostPattern::Wildcard(".shop.example".into())
     );
-    assert_eq!(create.path, PathPattern::Prefix("/api/v1/orders".into()));
-    assert_eq!(create.methods, [Method::POST]);
+    assert_eq!(
+        create.matches[0].path,
+        PathPattern::Prefix("/api/v1/orders".into())
+    );
+    assert_eq!(create.matches[0].methods, [http::Method::POST]);
     let TenantRule::Header { header, default } = &create.tenant else {
         panic!("{:?}", create.tenant);
     };
@@ -224,7 +312,36 @@ fn a_full_file_becomes_types() {
     assert_eq!(health.tenant, TenantRule::Fixed(Name::new("ops").unwrap()));
     assert_eq!(health.service.as_str(), "orders");
     assert_eq!(rest.listeners, [ListenerIndex(0), ListenerIndex(1)]);
-    assert_eq!(rest.path, PathPattern::Prefix("".into()));
+    assert_eq!(rest.matches[0].path, PathPattern::Prefix("".into()));
+    let Action::Forward { backends, rewrite } = &canary.action else {
+        panic!("{canary:?}");
+    };
+    assert!(backends.iter().map(|backend| backend.weight).eq([95, 5]));
+    assert_eq!(rewrite.path, Some(PathEdit::Prefix("/v2".into())));
+    assert_eq!(canary.request_headers.remove, ["x-internal"]);
+    assert_eq!(canary.experiments, [ExperimentIndex(0), ExperimentIndex(1)]);
+    assert_eq!(canary.request_timeout, Some(Duration::from_secs(5)));
+    assert!(
+        items.matches[0].headers[1].1.is_match("2")
+            && !items.matches[0].headers[1].1.is_match("12")
+    );
+    assert_eq!((old.matches.len(), oldest.matches.len()), (2, 2));
+    let Action::Redirect(redirect) = &old.action else {
+        panic!("{old:?}");
+    };
+    assert_eq!(
+        (redirect.scheme, redirect.port, redirect.status),
+        (Some("https"), Some(8443), 301)
+    );
+    assert_eq!(
+        config.upstreams[1].peers[0].address.to_string(),
+        "next.internal:9000"
+    );
+    assert_eq!(config.experiments[1].salt.as_ref(), "hero");
+    assert_eq!(
+        config.experiments[0].variants[1].upstream,
+        Some(UpstreamIndex(1))
+    );
     let prices = config.prices.unwrap();
     let out = prices.find(Leg::Client, Direction::Tx).unwrap();
     assert_eq!(out.rate.cost(1_u64 << 30).unwrap().to_string(), "0.09");
@@ -242,6 +359,12 @@ access log  /var/log/edgemeter/access.jsonl
 listener    public 0.0.0.0:8080 http/1.1 h2c
 listener    secure [::]:8443 tls http/1.1 h2
 upstream    orders http/1.1 -> 10.77.2.2:9000, 10.77.2.3:9000 x2
+upstream    next http/1.1 -> next.internal:9000
+upstream    shadow http/1.1 -> 10.77.2.4:9000
+route       canary on public,secure: * canary.example/* -> orders x95, next x5 (service orders, tenant none)
+route       items on public,secure: GET items.example ~/items/[0-9]+ and 4 more -> next (service next, tenant none)
+route       old on public,secure: * old.example/old/* or GET old.example/older/* and 4 more -> redirect 301 (service old, tenant none)
+route       oldest on public,secure: * oldest.example/a or * oldest.example ~/b+ -> redirect 302 (service oldest, tenant none)
 route       orders-create on public: POST shop.example,*.shop.example/api/v1/orders/* -> orders (service commerce, tenant header x-tenant or public)
 route       health on public,secure: * */healthz -> orders (service orders, tenant ops)
 route       rest on public,secure: * */* -> orders (service orders, tenant none)
@@ -282,7 +405,8 @@ fn what_is_left_out_has_its_documented_default() {
     ] {
         assert_eq!(timeout, Duration::from_secs(30));
     }
-    assert_eq!(upstream.retries, 1);
+    assert_eq!(upstream.retry.attempts, 1);
+    assert_eq!(upstream.balance, Balance::LeastRequest);
     let none = TenantRule::Fixed(Name::new("none").unwrap());
     assert_eq!(config.routes[0].tenant, none);
 
@@ -340,12 +464,14 @@ fn every_field_has_an_example_that_is_right() {
     // The one field that excludes others of the full file.
     let mut paths = vec!["prices.book".to_owned()];
     fields(DeTable::parse(FULL).unwrap().get_ref(), "", &mut paths);
+    // Inside these the keys are header names.
+    paths.retain(|path| !path.contains("_headers.set.") && !path.contains("_headers.add."));
     paths.sort();
     paths.dedup();
-    let mut known: Vec<&str> = EXAMPLES.iter().map(|&(path, _)| path).collect();
+    let mut known: Vec<&str> = all().map(|&(path, _)| path).collect();
     known.sort_unstable();
     assert_eq!(paths, known);
-    for (path, line) in EXAMPLES {
+    for (path, line) in all() {
         let key = path.rsplit('.').next().unwrap();
         let parsed = DeTable::parse(line).unwrap();
         let header = line.starts_with('[') && line.contains(path);
@@ -406,8 +532,7 @@ fn fields_and_types_are_refused_with_the_right_ones() {
     refused(
         r#"upstream = "orders""#,
         r#"upsteam = "orders""#,
-        r#"7:1: routes[0].upstream: is missing; fix: add `upstream = "orders"`
-9:1: routes[0].upsteam: unknown field; known here: `name`, `service`, `tenant`, `listeners`, `hosts`, `path`, `methods`, `upstream`; fix: write `upstream`"#,
+        r#"9:1: routes[0].upsteam: unknown field; known here: `name`, `service`, `tenant`, `listeners`, `hosts`, `path`, `methods`, `headers`, `query`, `matches`, `upstream`, `backends`, `redirect`, `rewrite`, `request_headers`, `response_headers`, `mirror`, `experiments`, `request_timeout_ms`, `try_timeout_ms`; fix: write `upstream`"#,
     );
     refused(
         r#"peers = ["10.0.0.2:9000"]"#,
@@ -505,8 +630,8 @@ fn addresses_are_sockets_and_nobody_elses() {
     );
     refused(
         r#"10.0.0.2:9000"#,
-        r#"orders.internal:9000"#,
-        r#"6:10: upstreams[0].peers[0]: "orders.internal:9000" is not a socket address; fix: write IP:port, such as "127.0.0.1:8080"; names are not resolved"#,
+        r#"orders..internal:9000"#,
+        r#"6:10: upstreams[0].peers[0]: "orders..internal:9000" is not a socket address; fix: write IP:port, such as "127.0.0.1:8080"; names are not resolved"#,
     );
     refused(
         r#"10.0.0.2:9000"#,
@@ -580,7 +705,7 @@ fn routes_are_well_formed_and_do_not_compete() {
     refused_after(
         r#"path = {}
 "#,
-        r#"10:8: routes[0].path: has neither `exact` nor `prefix`; fix: write `path = { prefix = "/api" }` or `path = { exact = "/x" }`"#,
+        r#"10:8: routes[0].path: has neither `exact`, `prefix` nor `regex`; fix: write `path = { prefix = "/api" }` or `path = { exact = "/x" }`"#,
     );
     refused_after(
         r#"tenant = { header = "x tenant" }

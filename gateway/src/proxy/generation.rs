@@ -4,18 +4,21 @@
 //! the last request to finish drops it. Nothing here is changed in place, except what measures:
 //! a pool whose upstream did not change goes on in the next generation with all it has learnt.
 
-use std::sync::Arc;
+use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 
 use super::{
     lane::Fit,
     meter::{EndpointId, EndpointTable, Meter},
     route::Router,
-    upstream::Pool,
+    upstream::{self, Pool},
 };
 use crate::{
     config::{Config, ListenerIndex, Upstream, UpstreamIndex},
     owner::StoreError,
 };
+
+/// Host name and port, and the addresses they led to.
+pub type Names = HashMap<(Box<str>, u16), Vec<SocketAddr>>;
 
 /// A configuration and what was built from it.
 pub struct Generation {
@@ -70,6 +73,22 @@ impl Generation {
             endpoints: meter.endpoints(endpoint_names(&config))?,
             config,
         })
+    }
+
+    /// The addresses that names lead to now.
+    pub fn resolve(&self, names: &Names) {
+        for pool in self.pools.iter().filter(|pool| pool.has_names()) {
+            pool.resolve(names);
+        }
+    }
+
+    /// Starts the active checks of pools that are new. They end with their pool.
+    pub fn start_checks(&self, background: &tokio::runtime::Handle) {
+        for pool in &self.pools {
+            if pool.settings.check.is_some() && pool.start() {
+                background.spawn(upstream::check::run(Arc::downgrade(pool)));
+            }
+        }
     }
 
     /// The pool of an upstream that has not changed.

@@ -2,20 +2,25 @@
 //! itself in `Drop`, so that cancellation cannot lose it.
 
 use std::{
+    net::SocketAddr,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
+use pingora::{prelude::HttpPeer, protocols::ALPN, upstreams::peer::Peer as _};
+
 use super::{
+    experiment::Assignment,
     generation::Generation,
     meter::{EndpointId, Tracked},
+    mirror::MirrorCopy,
     route::Route,
-    upstream::{PeerIndex, PeerRef},
+    upstream::{self, Pool, limits::Admission},
 };
 use crate::{
-    access_log::{Entry, Leg as LoggedLeg, Outcome},
+    access_log::{Attempt as LoggedAttempt, AttemptTiming, Entry, Leg as LoggedLeg},
     budget::Decision,
-    config::UpstreamIndex,
+    config::{Match, Name, UpstreamIndex},
     export::RequestLabels,
     owner::{OwnerId, Quality},
     proxy::Shared,
@@ -32,18 +37,31 @@ pub struct RequestRecord {
     /// Set once the request line is parsed; None before, and then nothing is accounted.
     pub(super) request: Option<RequestLine>,
     pub(super) route: Option<Arc<Route>>,
+    /// The match of the route that held.
+    pub(super) matched: Option<Arc<Match>>,
     pub(super) tenant: Box<str>,
     pub(super) client: Option<Leg>,
-    /// Every upstream attempt that got a connection, in order.
-    pub(super) upstreams: Vec<Attempt>,
-    /// Peers tried, reachable or not.
-    pub(super) tried: Vec<PeerIndex>,
-    pub(super) current: Option<(UpstreamIndex, PeerRef)>,
+    /// In experiments.
+    pub(super) assignment: Assignment,
+    /// Where it goes, once chosen.
+    pub(super) upstream: Option<UpstreamIndex>,
+    /// Its place among the upstream's requests.
+    pub(super) admission: Option<Admission>,
+    /// Every attempt, in order.
+    pub(super) attempts: Vec<Attempt>,
+    /// Peers tried in vain.
+    pub(super) tried: Vec<SocketAddr>,
+    /// Attempts paid for from the budget.
+    pub(super) retries: usize,
+    /// An answer that is worth another attempt was taken for a failure.
+    pub(super) retry_answer: bool,
+    /// When it must be over.
+    pub(super) deadline: Option<Instant>,
+    pub(super) mirror: Option<MirrorCopy>,
     pub(super) status: u16,
     pub(super) request_body: PayloadBytes,
     pub(super) response_body: PayloadBytes,
     pub(super) error: Option<String>,
-    pub(super) upstream_connected: Option<Duration>,
     pub(super) budget: Decision,
 }
 
@@ -75,11 +93,22 @@ pub(super) struct Leg {
     pub(super) received: Option<u64>,
 }
 
-/// An upstream attempt that got a connection.
+/// HTTP/2 streams share frames.
+pub(super) fn attempt_quality(peer: &HttpPeer) -> Quality {
+    if matches!(peer.get_alpn(), Some(ALPN::H2)) {
+        Quality::Estimated
+    } else {
+        Quality::Exact
+    }
+}
+
+/// A try at one peer. Times are since the request's header was parsed.
 pub(super) struct Attempt {
-    pub(super) peer: PeerRef,
-    pub(super) reused: bool,
+    pub(super) peer: SocketAddr,
+    /// Under way.
+    pub(super) held: Option<upstream::Attempt>,
     pub(super) leg: Option<Leg>,
+    pub(super) timing: AttemptTiming,
 }
 
 impl RequestRecord {
@@ -90,16 +119,22 @@ impl RequestRecord {
             started: Instant::now(),
             request: None,
             route: None,
+            matched: None,
             tenant: "none".into(),
             client: None,
-            upstreams: Vec::new(),
+            assignment: Assignment::default(),
+            upstream: None,
+            admission: None,
+            attempts: Vec::new(),
             tried: Vec::new(),
-            current: None,
+            retries: 0,
+            retry_answer: false,
+            deadline: None,
+            mirror: None,
             status: 0,
             request_body: PayloadBytes(0),
             response_body: PayloadBytes(0),
             error: None,
-            upstream_connected: None,
             budget: Decision::Allow,
         }
     }
@@ -163,19 +198,24 @@ impl RequestRecord {
                 .client_rtt(route, leg.tracked.connection.srtt_us());
             leg.finish(&shared)
         });
-        let upstreams = &self.generation.config.upstreams;
-        let upstream = route.map(|route| &upstreams[route.upstream.0].name);
+        let upstream = self.upstream_name().cloned();
         let mut attempts = Vec::new();
-        for attempt in self.upstreams.drain(..) {
+        for attempt in self.attempts.drain(..) {
             let leg = attempt.leg.map(|leg| {
-                if let Some(upstream) = upstream {
+                if let Some(upstream) = &upstream {
                     shared
                         .metrics
                         .upstream_rtt(upstream, leg.tracked.connection.srtt_us());
                 }
                 leg.finish(&shared)
             });
-            attempts.push((attempt.peer.address, attempt.reused, leg));
+            let mut timing = attempt.timing;
+            timing.ended.get_or_insert(elapsed);
+            attempts.push(LoggedAttempt {
+                peer: attempt.peer,
+                timing,
+                leg,
+            });
         }
         if let Some(log) = &shared.access_log {
             log.push(Entry {
@@ -192,15 +232,13 @@ impl RequestRecord {
                 tenant: std::mem::take(&mut self.tenant),
                 status: self.status,
                 duration: elapsed,
-                upstream_connected: self.upstream_connected,
+                variants: std::mem::take(&mut self.assignment.variants),
+                upstream: upstream.clone(),
                 request_body: self.request_body,
                 response_body: self.response_body,
-                outcome: Outcome {
-                    error: self.error.take(),
-                    attempts: self.tried.len() + attempts.len(),
-                },
+                error: self.error.take(),
                 client,
-                upstreams: attempts,
+                attempts,
                 ended: Instant::now(),
             });
         }
@@ -285,7 +323,7 @@ impl Leg {
     }
 
     /// The request is over.
-    fn finish(self, shared: &Shared) -> LoggedLeg {
+    pub(super) fn finish(self, shared: &Shared) -> LoggedLeg {
         let connection = &self.tracked.connection;
         let received = self.received.unwrap_or_else(|| self.received_now());
         let last = self.tracked.requests.fetch_sub(1, Ordering::Relaxed) == 1;
@@ -314,16 +352,70 @@ impl Leg {
 }
 
 impl RequestRecord {
-    /// A connection to the upstream was made or reused: account for the request's part of it.
-    pub(super) fn attempt(&mut self, peer: PeerRef, reused: bool, leg: Option<Leg>) {
-        if self.upstream_connected.is_none() {
-            self.upstream_connected = Some(self.elapsed());
+    /// A peer was chosen.
+    pub(super) fn attempt(&mut self, held: upstream::Attempt) {
+        self.attempts.push(Attempt {
+            peer: held.address(),
+            held: Some(held),
+            leg: None,
+            timing: AttemptTiming {
+                began: self.elapsed(),
+                ..AttemptTiming::default()
+            },
+        });
+        // The body is read again, from pingora's retry buffer.
+        self.request_body = PayloadBytes(0);
+        if let Some(copy) = &mut self.mirror {
+            copy.restart();
         }
-        self.upstreams.push(Attempt { peer, reused, leg });
+    }
+
+    /// The attempt under way has its connection.
+    pub(super) fn attempt_connected(&mut self, reused: bool, leg: Option<Leg>) {
+        let now = self.elapsed();
+        if let Some(attempt) = self.attempts.last_mut() {
+            attempt.leg = leg;
+            attempt.timing.connected = Some(now);
+            attempt.timing.reused = reused;
+            if let Some(held) = &mut attempt.held {
+                held.connected(reused);
+            }
+        }
+    }
+
+    /// The attempt under way came to nothing.
+    pub(super) fn attempt_failed(&mut self, why: String) {
+        let now = self.elapsed();
+        if let Some(attempt) = self.attempts.last_mut() {
+            attempt.held = None;
+            attempt.timing.ended = Some(now);
+            attempt.timing.error = Some(why);
+        }
+    }
+
+    /// Whether the deadline has passed.
+    pub(super) fn is_late(&self) -> bool {
+        self.deadline
+            .is_some_and(|deadline| Instant::now() >= deadline)
+    }
+
+    /// What is left until the deadline.
+    pub(super) fn remaining(&self) -> Option<Duration> {
+        let deadline = self.deadline?;
+        Some(deadline.saturating_duration_since(Instant::now()))
+    }
+
+    /// The pool of the chosen upstream.
+    pub(super) fn pool(&self) -> Option<&Arc<Pool>> {
+        self.generation.pools.get(self.upstream?.0)
+    }
+
+    pub(super) fn upstream_name(&self) -> Option<&Name> {
+        let upstream = self.generation.config.upstreams.get(self.upstream?.0);
+        upstream.map(|upstream| &upstream.name)
     }
 
     pub(super) fn upstream_id(&self) -> Option<EndpointId> {
-        self.current
-            .map(|(upstream, _)| EndpointId::Upstream(upstream))
+        self.upstream.map(EndpointId::Upstream)
     }
 }

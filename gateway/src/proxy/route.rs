@@ -1,48 +1,129 @@
 //! Request to route, by the precedence of the Kubernetes Gateway API.
 //!
-//! Among the routes that match a request's listener, host, path and method, the winner has
+//! Among the matches that hold for a request's listener, host, path, method, headers and query,
+//! the winner has
 //!
 //! 1. the most specific host: exact, then the longest wildcard suffix, then any;
-//! 2. the most specific path: exact, then the longest prefix (on segment boundaries);
+//! 2. an exact path; then a regular expression (the Gateway API leaves its place open); then the
+//!    longest prefix (on segment boundaries);
 //! 3. a list of methods rather than any;
-//! 4. the earliest place in the file.
+//! 4. the most headers;
+//! 5. the most query parameters;
+//! 6. the earliest place in the file.
 //!
-//! A more specific host or path whose methods do not match does not hide a less specific route that
-//! does. So [`Router::find`] walks the candidates in this order and takes the first that matches:
-//! hash look-ups only, as many as the host has labels and the path has segments, and never more
-//! than the longest configured suffix and prefix make useful.
+//! A more specific host or path whose methods, headers or query do not match does not hide a less
+//! specific one that does. So [`Router::find`] walks the candidates in this order and takes the
+//! first that holds: hash look-ups, as many as the host has labels and the path has segments, never
+//! more than the longest configured suffix and prefix make useful, and one pass over the path for
+//! all regular expressions of a host together. Only matches for the same host and the same path are
+//! tried one by one.
 //!
 //! Hosts are compared without port, trailing dot or case, IPv6 literals as addresses; a host that
 //! is none (`a:b:c`, `[::1`) matches only routes for any host. Paths are compared as sent: no
-//! decoding, no dot segments. Limits by design: no headers, no queries, no regular expressions.
+//! decoding, no dot segments. Query parameters are compared decoded, the first of a name.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::net::Ipv6Addr;
+use std::ops::Deref;
 use std::sync::Arc;
 
-use http::Method;
+use http::{HeaderMap, HeaderName, Method};
 
 use crate::config::{
-    Config, HostPattern, ListenerIndex, Name, PathPattern, RouteIndex, TenantRule, UpstreamIndex,
+    self, Action, Backend, Config, HostPattern, ListenerIndex, Match, PathPattern, RouteIndex,
+    UpstreamIndex,
 };
+
+use super::rotation::Rotation;
 
 /// The longest host name there is; longer ones match nothing and are not even lower-cased.
 const HOST_LENGTH_MAX: usize = 253;
 
-/// What a request needs to know about its route.
-#[derive(Clone, Debug)]
+/// A route as a request meets it: its configuration, and what it counts.
+#[derive(Debug)]
 pub struct Route {
     /// Its place in the configuration.
     pub index: RouteIndex,
-    /// Its name.
-    pub name: Name,
-    /// Whose traffic it is.
-    pub service: Name,
-    /// On whose account.
-    pub tenant: TenantRule,
-    /// Where requests go.
-    pub upstream: UpstreamIndex,
+    config: Arc<config::Route>,
+    backends: Rotation,
+    mirrored: Rotation,
+}
+
+impl Deref for Route {
+    type Target = config::Route;
+
+    fn deref(&self) -> &config::Route {
+        &self.config
+    }
+}
+
+impl Route {
+    /// The upstream for the next request, by weight: in any run of as many requests as the weights
+    /// sum to, each backend gets exactly its weight. `None` for a redirect.
+    pub fn backend(&self) -> Option<UpstreamIndex> {
+        let Action::Forward { backends, .. } = &self.action else {
+            return None;
+        };
+        let weight = |backend: &Backend| u64::from(backend.weight);
+        let at = self.backends.pick(backends.iter().map(weight))?;
+        backends.get(at).map(|backend| backend.upstream)
+    }
+
+    /// Whether the next request is mirrored, and where to.
+    pub fn mirror(&self) -> Option<&config::Mirror> {
+        let mirror = self.config.mirror.as_ref()?;
+        let percent = u64::from(mirror.percent);
+        let chosen = self.mirrored.pick([percent, 100 - percent])?;
+        (chosen == 0).then_some(mirror)
+    }
+}
+
+/// What a request asks for.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'r> {
+    /// The authority or `Host` header as received.
+    pub host: Option<&'r str>,
+    /// Raw; a query, if still there, is ignored.
+    pub path: &'r str,
+    /// Raw, without the `?`.
+    pub query: Option<&'r str>,
+    /// Method.
+    pub method: &'r Method,
+    /// All headers.
+    pub headers: &'r dyn Lines,
+}
+
+/// Header lines, however they are kept.
+pub trait Lines: std::fmt::Debug {
+    /// The first value of a name, when it is text.
+    fn first(&self, name: &HeaderName) -> Option<&str>;
+}
+
+impl Lines for HeaderMap {
+    fn first(&self, name: &HeaderName) -> Option<&str> {
+        self.get(name)?.to_str().ok()
+    }
+}
+
+impl Asked<'_> {
+    fn satisfies(&self, rule: &Rule) -> bool {
+        (rule.one.methods.is_empty() || rule.one.methods.contains(self.method))
+            && rule.one.headers.iter().all(|(name, pattern)| {
+                let value = self.headers.first(name);
+                value.is_some_and(|value| pattern.is_match(value))
+            })
+            && (rule.one.query.is_empty() || self.query_satisfies(rule))
+    }
+
+    fn query_satisfies(&self, rule: &Rule) -> bool {
+        let query = self.query.unwrap_or_default();
+        rule.one.query.iter().all(|(name, pattern)| {
+            form_urlencoded::parse(query.as_bytes())
+                .find(|(key, _)| **key == **name)
+                .is_some_and(|(_, value)| pattern.is_match(&value))
+        })
+    }
 }
 
 /// Every route, arranged for look-up. Immutable: a new configuration is a new router.
@@ -63,17 +144,19 @@ impl Router {
                 let Some(hosts) = listeners.get_mut(listener.0) else {
                     continue;
                 };
-                let rule = Rule {
-                    methods: route.methods.clone(),
-                    route: position,
-                };
-                if route.hosts.is_empty() {
-                    hosts.any.insert(&route.path, rule.clone());
-                }
-                for host in &route.hosts {
-                    hosts.of(host).insert(&route.path, rule.clone());
+                for (one, _) in route.matches.iter().enumerate() {
+                    let rule = Rule::new(route, one, position);
+                    if route.hosts.is_empty() {
+                        hosts.any.insert(&rule);
+                    }
+                    for host in &route.hosts {
+                        hosts.of(host).insert(&rule);
+                    }
                 }
             }
+        }
+        for hosts in &mut listeners {
+            hosts.each(Paths::finish);
         }
         let routes = config.routes.iter().enumerate();
         Self {
@@ -81,10 +164,9 @@ impl Router {
                 .map(|(position, route)| {
                     Arc::new(Route {
                         index: RouteIndex(position),
-                        name: route.name.clone(),
-                        service: route.service.clone(),
-                        tenant: route.tenant.clone(),
-                        upstream: route.upstream,
+                        config: Arc::clone(route),
+                        backends: Rotation::default(),
+                        mirrored: Rotation::default(),
                     })
                 })
                 .collect(),
@@ -92,19 +174,39 @@ impl Router {
         }
     }
 
-    /// The route for a request, or `None` when no route matches. `host` is the authority or `Host`
-    /// header as received; `path` is raw, and a query, if still there, is ignored.
-    pub fn find(
+    /// The route for a request, and which of its matches held; `None` when no route matches.
+    pub fn find(&self, listener: ListenerIndex, asked: &Asked<'_>) -> Option<Found<'_>> {
+        self.find_counting(listener, asked, &mut || {})
+    }
+
+    /// As [`find`](Self::find); calls `step` for every look-up and every rule it tries.
+    pub fn find_counting(
         &self,
         listener: ListenerIndex,
-        host: Option<&str>,
-        path: &str,
-        method: &Method,
-    ) -> Option<&Arc<Route>> {
-        let path = path.split_once('?').map_or(path, |(path, _)| path);
-        let rule = self.listeners.get(listener.0)?.find(host, path, method)?;
-        self.routes.get(rule.route)
+        asked: &Asked<'_>,
+        step: &mut impl FnMut(),
+    ) -> Option<Found<'_>> {
+        let path = asked.path;
+        let asked = Asked {
+            path: path.split_once('?').map_or(path, |(path, _)| path),
+            ..*asked
+        };
+        let rule = self.listeners.get(listener.0)?.find(&asked, step)?;
+        let route = self.routes.get(rule.route)?;
+        Some(Found {
+            route,
+            by: &rule.one,
+        })
     }
+}
+
+/// A route, and why.
+#[derive(Debug)]
+pub struct Found<'r> {
+    /// The route.
+    pub route: &'r Arc<Route>,
+    /// The match that held.
+    pub by: &'r Arc<Match>,
 }
 
 /// The first level: who is asked.
@@ -126,29 +228,43 @@ impl Hosts {
         }
     }
 
-    fn find(&self, host: Option<&str>, path: &str, method: &Method) -> Option<&Rule> {
-        let specific = match host.and_then(Host::parse) {
-            Some(Host::Name(name)) => self.find_name(&name, path, method),
-            Some(Host::Ipv6(address)) => self
-                .ipv6
-                .get(&address)
-                .and_then(|paths| paths.find(path, method)),
-            None => None,
-        };
-        specific.or_else(|| self.any.find(path, method))
+    fn each(&mut self, mut with: impl FnMut(&mut Paths)) {
+        self.exact.values_mut().for_each(&mut with);
+        self.ipv6.values_mut().for_each(&mut with);
+        self.wildcard.values_mut().for_each(&mut with);
+        with(&mut self.any);
     }
 
-    fn find_name(&self, name: &str, path: &str, method: &Method) -> Option<&Rule> {
+    fn find(&self, asked: &Asked<'_>, step: &mut impl FnMut()) -> Option<&Rule> {
+        let specific = match asked.host.and_then(Host::parse) {
+            Some(Host::Name(name)) => self.find_name(&name, asked, step),
+            Some(Host::Ipv6(address)) => {
+                step();
+                let paths = self.ipv6.get(&address);
+                paths.and_then(|paths| paths.find(asked, step))
+            }
+            None => None,
+        };
+        specific.or_else(|| self.any.find(asked, step))
+    }
+
+    fn find_name(&self, name: &str, asked: &Asked<'_>, step: &mut impl FnMut()) -> Option<&Rule> {
+        step();
         let exact = self.exact.get(name);
-        let found = exact.and_then(|paths| paths.find(path, method));
+        let found = exact.and_then(|paths| paths.find(asked, step));
         if found.is_some() || self.wildcard.is_empty() {
             return found;
         }
         // A wildcard stands for at least one label, so a leading dot is not a suffix.
-        let suffixes = name.match_indices('.').filter(|&(at, _)| at > 0);
-        suffixes
-            .filter_map(|(at, _)| self.wildcard.get(&name[at..]))
-            .find_map(|paths| paths.find(path, method))
+        for (at, _) in name.match_indices('.').filter(|&(at, _)| at > 0) {
+            step();
+            if let Some(paths) = self.wildcard.get(&name[at..])
+                && let Some(rule) = paths.find(asked, step)
+            {
+                return Some(rule);
+            }
+        }
+        None
     }
 }
 
@@ -192,6 +308,10 @@ fn is_port(text: &str) -> bool {
 #[derive(Debug, Default)]
 struct Paths {
     exact: HashMap<Box<str>, Rules>,
+    /// In the order of the file.
+    regexes: Vec<(config::Regex, Rules)>,
+    /// All of them at once; absent when there is none.
+    regex_set: Option<regex::RegexSet>,
     /// By prefix without trailing slash; the empty one is for every path.
     prefixes: HashMap<Box<str>, Rules>,
     /// In bytes: longer parts of a path need not be hashed. Without it a path of slashes would
@@ -200,26 +320,84 @@ struct Paths {
 }
 
 impl Paths {
-    fn insert(&mut self, path: &PathPattern, rule: Rule) {
-        match path {
-            PathPattern::Exact(path) => self.exact.entry(path.clone()).or_default().insert(rule),
+    fn insert(&mut self, rule: &Rule) {
+        let rules = match &rule.one.path {
+            PathPattern::Exact(path) => self.exact.entry(path.clone()).or_default(),
             PathPattern::Prefix(prefix) => {
                 self.longest_prefix = self.longest_prefix.max(prefix.len());
-                let rules = self.prefixes.entry(prefix.clone()).or_default();
-                rules.insert(rule);
+                self.prefixes.entry(prefix.clone()).or_default()
             }
+            PathPattern::Regex(regex) => {
+                let at = self.regexes.iter().position(|(known, _)| known == regex);
+                let at = at.unwrap_or_else(|| {
+                    self.regexes.push((regex.clone(), Rules::default()));
+                    self.regexes.len() - 1
+                });
+                &mut self.regexes[at].1
+            }
+        };
+        rules.0.push(rule.clone());
+    }
+
+    /// Once everything is inserted.
+    fn finish(&mut self) {
+        let rules = self.exact.values_mut().chain(self.prefixes.values_mut());
+        rules
+            .chain(self.regexes.iter_mut().map(|(_, rules)| rules))
+            .for_each(Rules::sort);
+        if !self.regexes.is_empty() {
+            let patterns = self.regexes.iter().map(|(regex, _)| regex.anchored());
+            // Each compiled alone; together they may be too large, and are tried one by one then.
+            self.regex_set = regex::RegexSetBuilder::new(patterns)
+                .size_limit(256 << 20)
+                .build()
+                .ok();
         }
     }
 
-    fn find(&self, path: &str, method: &Method) -> Option<&Rule> {
+    fn find(&self, asked: &Asked<'_>, step: &mut impl FnMut()) -> Option<&Rule> {
+        let path = asked.path;
+        step();
         let exact = self.exact.get(path);
-        let found = exact.and_then(|rules| rules.find(method));
-        if found.is_some() || self.prefixes.is_empty() {
+        let found = exact.and_then(|rules| rules.find(asked, step));
+        if found.is_some() {
             return found;
         }
-        self.segments(path)
-            .filter_map(|prefix| self.prefixes.get(prefix))
-            .find_map(|rules| rules.find(method))
+        if !self.regexes.is_empty()
+            && let Some(rule) = self.find_regex(asked, step)
+        {
+            return Some(rule);
+        }
+        if self.prefixes.is_empty() {
+            return None;
+        }
+        for prefix in self.segments(path) {
+            step();
+            if let Some(rules) = self.prefixes.get(prefix)
+                && let Some(rule) = rules.find(asked, step)
+            {
+                return Some(rule);
+            }
+        }
+        None
+    }
+
+    fn find_regex(&self, asked: &Asked<'_>, step: &mut impl FnMut()) -> Option<&Rule> {
+        let candidates: Vec<usize> = match &self.regex_set {
+            Some(set) => set.matches(asked.path).into_iter().collect(),
+            None => {
+                let all = self.regexes.iter().enumerate();
+                let held = all.filter(|(_, (regex, _))| regex.is_match(asked.path));
+                held.map(|(at, _)| at).collect()
+            }
+        };
+        step();
+        // Of several expressions: as if they were one path.
+        let rules = candidates.into_iter().filter_map(|at| {
+            let (_, rules) = self.regexes.get(at)?;
+            rules.find(asked, step)
+        });
+        rules.min_by_key(|rule| rule.rank())
     }
 
     /// The beginnings of a path that end at a segment boundary, longest first, down to the empty
@@ -237,354 +415,50 @@ impl Paths {
     }
 }
 
-/// The third level: how it is asked for. Few for one path, so a list: those with methods first,
-/// each kind in the order of the file.
+/// The third level: how it is asked for. Few for one path, so a list, best first.
 #[derive(Debug, Default)]
 struct Rules(Vec<Rule>);
 
+/// One match of one route.
 #[derive(Clone, Debug)]
 struct Rule {
-    /// Empty: any.
-    methods: Vec<Method>,
+    one: Arc<Match>,
     route: usize,
 }
 
-impl Rules {
-    fn insert(&mut self, rule: Rule) {
-        let any = rule.methods.is_empty();
-        // Stable: routes arrive in the order of the file.
-        let at = self
-            .0
-            .partition_point(|other| any || !other.methods.is_empty());
-        self.0.insert(at, rule);
+impl Rule {
+    fn new(route: &Arc<config::Route>, one: usize, position: usize) -> Self {
+        Self {
+            one: Arc::new(route.matches[one].clone()),
+            route: position,
+        }
     }
 
-    fn find(&self, method: &Method) -> Option<&Rule> {
-        self.0
-            .iter()
-            .find(|rule| rule.methods.is_empty() || rule.methods.contains(method))
+    /// Less is better.
+    fn rank(&self) -> impl Ord + use<> {
+        use std::cmp::Reverse;
+        (
+            self.one.methods.is_empty(),
+            Reverse(self.one.headers.len()),
+            Reverse(self.one.query.len()),
+            self.route,
+        )
+    }
+}
+
+impl Rules {
+    /// Stable: the matches of one route stay in the order of the file.
+    fn sort(&mut self) {
+        self.0.sort_by_key(Rule::rank);
+    }
+
+    fn find(&self, asked: &Asked<'_>, step: &mut impl FnMut()) -> Option<&Rule> {
+        self.0.iter().find(|rule| {
+            step();
+            asked.satisfies(rule)
+        })
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config;
-
-    fn router(routes: &str) -> Router {
-        let text = format!(
-            r#"
-            [[listeners]]
-            name = "a"
-            address = "127.0.0.1:80"
-            [[listeners]]
-            name = "b"
-            address = "127.0.0.1:81"
-            [[upstreams]]
-            name = "up"
-            peers = ["127.0.0.1:90"]
-            {}
-            "#,
-            routes
-                .lines()
-                .filter(|line| !line.trim().is_empty())
-                .map(|line| format!(
-                    "[[routes]]\nupstream = \"up\"\n{}\n",
-                    line.replace(';', "\n")
-                ))
-                .collect::<String>()
-        );
-        match Config::parse(&text, "routes.toml") {
-            Ok(config) => Router::new(&config),
-            Err(error) => panic!("{error}"),
-        }
-    }
-
-    fn find<'r>(router: &'r Router, method: &str, host: &str, path: &str) -> Option<&'r str> {
-        let host = Some(host).filter(|host| !host.is_empty());
-        let method = method.parse().unwrap();
-        let found = router.find(ListenerIndex(0), host, path, &method);
-        found.map(|route| route.name.as_str())
-    }
-
-    #[test]
-    fn hosts_win_by_specificity() {
-        let router = router(
-            r#"
-            name = "any"
-            name = "com"; hosts = ["*.com"]
-            name = "wild"; hosts = ["*.shop.com"]
-            name = "exact"; hosts = ["a.shop.com"]
-            "#,
-        );
-        for (host, name) in [
-            ("a.shop.com", "exact"),
-            ("A.Shop.COM:8080", "exact"),
-            ("a.shop.com.", "exact"),
-            ("b.shop.com", "wild"),
-            ("c.b.shop.com", "wild"),
-            ("shop.com", "com"),
-            (".shop.com", "com"),
-            ("com", "any"),
-            (".com", "any"),
-            ("", "any"),
-            ("a.shop.com:x", "any"),
-        ] {
-            assert_eq!(find(&router, "GET", host, "/"), Some(name), "{host}");
-        }
-    }
-
-    #[test]
-    fn ipv6_literals_are_addresses() {
-        let router = router(r#"name = "six"; hosts = ["[2001:db8::1]"]"#);
-        let six = |host| find(&router, "GET", host, "/");
-        assert_eq!(six("[2001:db8::1]"), Some("six"));
-        assert_eq!(six("[2001:DB8:0::1]:443"), Some("six"));
-        for other in [
-            "[2001:db8::2]",
-            "[2001:db8::1",
-            "[2001:db8::1]x",
-            "2001:db8::1",
-        ] {
-            assert_eq!(six(other), None, "{other}");
-        }
-    }
-
-    #[test]
-    fn prefixes_end_at_segments_and_exact_paths_come_first() {
-        let router = router(
-            r#"
-            name = "api"; path = { prefix = "/api/" }
-            name = "deep"; path = { prefix = "/api/v1" }
-            name = "one"; path = { exact = "/api/v1" }
-            name = "slash"; path = { exact = "/api/v1/" }
-            "#,
-        );
-        for (path, name) in [
-            ("/api", Some("api")),
-            ("/api/", Some("api")),
-            ("/api/x", Some("api")),
-            ("/apix", None),
-            ("/", None),
-            ("/API", None),
-            ("/api/v1", Some("one")),
-            ("/api/v1?x=/y", Some("one")),
-            ("/api/v1/", Some("slash")),
-            ("/api/v1/x", Some("deep")),
-            ("/api/v1x", Some("api")),
-            ("/api//v1", Some("api")),
-            ("/api/v%31", Some("api")),
-        ] {
-            assert_eq!(find(&router, "GET", "h", path), name, "{path}");
-        }
-    }
-
-    #[test]
-    fn a_specific_route_of_another_method_hides_nothing() {
-        let router = router(
-            r#"
-            name = "post"; hosts = ["h"]; path = { exact = "/a" }; methods = ["POST"]
-            name = "put"; hosts = ["h"]; methods = ["PUT"]
-            name = "rest"
-            "#,
-        );
-        assert_eq!(find(&router, "POST", "h", "/a"), Some("post"));
-        assert_eq!(find(&router, "PUT", "h", "/a"), Some("put"));
-        assert_eq!(find(&router, "GET", "h", "/a"), Some("rest"));
-        assert_eq!(find(&router, "OPTIONS", "h", "*"), Some("rest"));
-    }
-
-    #[test]
-    fn methods_come_before_any_and_listeners_are_apart() {
-        let router = router(
-            r#"
-            name = "any"; listeners = ["a"]
-            name = "get"; methods = ["GET", "HEAD"]
-            "#,
-        );
-        assert_eq!(find(&router, "HEAD", "h", "/"), Some("get"));
-        assert_eq!(find(&router, "POST", "h", "/"), Some("any"));
-        let on = |index, method| router.find(ListenerIndex(index), None, "/", &method);
-        assert!(on(1, Method::POST).is_none());
-        assert_eq!(on(1, Method::GET).unwrap().index, RouteIndex(1));
-        assert!(on(2, Method::GET).is_none());
-    }
-
-    /// Deterministic randomness.
-    struct Xorshift(u64);
-
-    impl Xorshift {
-        fn below(&mut self, bound: usize) -> usize {
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            usize::try_from(self.0 % u64::try_from(bound).unwrap()).unwrap()
-        }
-
-        fn pick<'a, T>(&mut self, items: &'a [T]) -> &'a T {
-            &items[self.below(items.len())]
-        }
-
-        /// Up to two of the items, often none.
-        fn few<T: Clone>(&mut self, items: &[T]) -> Vec<T> {
-            (0..self.below(3))
-                .map(|_| self.pick(items).clone())
-                .collect()
-        }
-
-        fn path(&mut self) -> String {
-            let segments = self.below(4);
-            let mut path: String = (0..segments)
-                .map(|_| format!("/{}", self.pick(&["a", "b", "ab", ""])))
-                .collect();
-            if path.is_empty() || self.below(4) == 0 {
-                path.push('/');
-            }
-            path
-        }
-    }
-
-    /// The rules of the module documentation, one route at a time: its rank when it matches.
-    fn rank(
-        route: &config::Route,
-        host: Option<&str>,
-        path: &str,
-        method: &Method,
-    ) -> Option<(usize, usize, bool, usize, bool)> {
-        let host = host.map(|host| {
-            let host = host.to_ascii_lowercase();
-            let host = if host.starts_with('[') {
-                host.split_inclusive(']').next().unwrap_or("").to_owned()
-            } else {
-                host.split(':').next().unwrap_or("").to_owned()
-            };
-            host.trim_end_matches('.').to_owned()
-        });
-        let host_rank = |pattern: &HostPattern| {
-            let host = host.as_deref()?;
-            match pattern {
-                HostPattern::Exact(name) => (host == &**name).then_some((2, 0)),
-                HostPattern::Ipv6(address) => (host == format!("[{address}]")).then_some((2, 0)),
-                HostPattern::Wildcard(suffix) => (host.len() > suffix.len()
-                    && host.ends_with(&**suffix))
-                .then_some((1, suffix.len())),
-            }
-        };
-        let (host_kind, host_length) = if route.hosts.is_empty() {
-            (0, 0)
-        } else {
-            route.hosts.iter().filter_map(host_rank).max()?
-        };
-        let (path_exact, path_length) = match &route.path {
-            PathPattern::Exact(exact) if **exact == *path => (true, 0),
-            PathPattern::Prefix(prefix)
-                if *path == **prefix || path.starts_with(&format!("{prefix}/")) =>
-            {
-                (false, prefix.len())
-            }
-            _ => return None,
-        };
-        if !route.methods.is_empty() && !route.methods.contains(method) {
-            return None;
-        }
-        let methods = !route.methods.is_empty();
-        Some((host_kind, host_length, path_exact, path_length, methods))
-    }
-
-    #[test]
-    fn the_router_agrees_with_the_rules_read_one_by_one() {
-        let hosts: Vec<HostPattern> = [
-            HostPattern::Exact("a.x.com".into()),
-            HostPattern::Exact("x.com".into()),
-            HostPattern::Wildcard(".x.com".into()),
-            HostPattern::Wildcard(".a.x.com".into()),
-            HostPattern::Wildcard(".com".into()),
-            HostPattern::Ipv6("::1".parse().unwrap()),
-        ]
-        .into();
-        let asked = [
-            None,
-            Some("a.x.com"),
-            Some("A.X.com:80"),
-            Some("x.com"),
-            Some("b.a.x.com"),
-            Some("b.x.com."),
-            Some("com"),
-            Some("[::1]"),
-            Some("[::1]:80"),
-            Some("other"),
-        ];
-        let methods = [Method::GET, Method::POST, Method::PUT];
-        let template = Config::parse(
-            r#"
-            listeners = [{ name = "a", address = "127.0.0.1:80" }, { name = "b", address = "127.0.0.1:81" }]
-            upstreams = [{ name = "up", peers = ["127.0.0.1:90"] }]
-            routes = [{ name = "r", upstream = "up" }]
-            "#,
-            "template.toml",
-        )
-        .unwrap();
-        let mut random = Xorshift(0x2545_f491_4f6c_dd1d);
-        let mut matched = 0_u32;
-        for _ in 0..2_000 {
-            let mut config = template.clone();
-            // Conflicts included, unlike in a checked file: the first route must win them.
-            config.routes = (0..=random.below(12))
-                .map(|_| {
-                    let path = random.path();
-                    config::Route {
-                        hosts: random.few(&hosts),
-                        methods: random.few(&methods),
-                        path: if random.below(3) == 0 {
-                            PathPattern::Exact(path.into())
-                        } else {
-                            PathPattern::Prefix(path.trim_end_matches('/').into())
-                        },
-                        listeners: match random.below(3) {
-                            0 => vec![ListenerIndex(0)],
-                            1 => vec![ListenerIndex(1)],
-                            _ => vec![ListenerIndex(0), ListenerIndex(1)],
-                        },
-                        ..template.routes[0].clone()
-                    }
-                })
-                .collect();
-            let router = Router::new(&config);
-            for _ in 0..20 {
-                let listener = ListenerIndex(random.below(2));
-                let host = *random.pick(&asked);
-                let path = random.path();
-                let method = random.pick(&methods).clone();
-                let candidates = config.routes.iter().enumerate().rev();
-                let expected = candidates
-                    .filter(|(_, route)| route.listeners.contains(&listener))
-                    .filter_map(|(index, route)| {
-                        rank(route, host, &path, &method).map(|rank| (rank, index))
-                    })
-                    .max_by_key(|&(rank, _)| rank)
-                    .map(|(_, index)| RouteIndex(index));
-                let found = router.find(listener, host, &path, &method);
-                assert_eq!(
-                    found.map(|route| route.index),
-                    expected,
-                    "{method} {host:?} {path} on {listener:?} among {:#?}",
-                    config.routes
-                );
-                matched += u32::from(expected.is_some());
-            }
-        }
-        assert!((8_000..32_000).contains(&matched), "{matched} is lopsided");
-    }
-
-    #[test]
-    fn a_hostile_path_is_cut_to_the_longest_prefix() {
-        let router = router(r#"name = "api"; path = { prefix = "/a/b" }"#);
-        let paths = &router.listeners[0].any;
-        let hostile = "/".repeat(100_000);
-        assert_eq!(paths.segments(&hostile).count(), 5);
-        let all: Vec<&str> = paths.segments("/a/b/c").collect();
-        assert_eq!(all, ["/a/b", "/a", ""]);
-        let all: Vec<&str> = paths.segments("/a/b").collect();
-        assert_eq!(all, ["/a/b", "/a", ""]);
-    }
-}
+mod tests;

@@ -1,294 +1,505 @@
-//! Route to peer: smooth weighted round robin that avoids peers nobody can connect to.
+//! Route to peer: who gets the next request, and who gets none.
 //!
-//! A peer that fails [`FAILURES_TO_EJECT`] connects in a row is ejected for [`EJECTION_MIN`]; if it
-//! fails again when its time is up, for twice as long, up to [`EJECTION_MAX`]. One connect that
-//! succeeds forgives everything. When every candidate is ejected the pool picks as if none was
-//! (panic mode): a wrong guess about health must not become an outage.
+//! Three things keep a peer from requests: ejection (it failed in a row: for the base time, then for
+//! twice as long, up to the maximum, until it answers), an active check, and the kernel's verdict
+//! ([`feed`]), which lowers its share or ejects it. When less than the panic threshold of the peers
+//! is left, all of them are used: a wrong guess about health must not become an outage.
 //!
-//! Only connects count. A slow or failing answer is the service's business, not the peer's address.
-//! Time is an argument; deliberately absent: active checks.
+//! Time is an argument. [`check`] asks the peers, [`limits`] refuses what would only queue.
 
+pub mod check;
+pub mod feed;
+pub mod limits;
+mod ring;
+
+use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::config;
+use arc_swap::ArcSwap;
 
-/// Consecutive connect failures after which a peer is ejected.
-pub const FAILURES_TO_EJECT: u32 = 3;
-/// How long a peer is ejected the first time.
-pub const EJECTION_MIN: Duration = Duration::from_secs(1);
-/// How long a peer is ejected at most.
-pub const EJECTION_MAX: Duration = Duration::from_secs(30);
+use super::rotation::Rotation;
+use crate::config::{self, Balance, PeerAddress};
+use feed::{PeerHealth, PeerSample, SHARE_WHOLE};
+use limits::{Admission, Budget, Gate, Refused};
+use ring::Ring;
 
-/// Position in [`config::Upstream::peers`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PeerIndex(pub usize);
-
-/// A picked peer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PeerRef {
-    /// For [`Pool::report`], and for the next [`Pool::pick`] if connecting fails.
-    pub index: PeerIndex,
+/// One server, for as long as its address stays in the pool.
+#[derive(Debug)]
+pub struct Peer {
     /// Where to connect.
     pub address: SocketAddr,
+    weight: u64,
+    /// Requests under way.
+    active: AtomicU32,
+    /// The kernel's verdict, of [`SHARE_WHOLE`].
+    share: AtomicU32,
+    health: Mutex<Health>,
+    /// What it counts.
+    pub counts: PeerCounts,
 }
 
-/// How an attempt to connect ended.
+/// Cumulative, for metrics.
+#[derive(Debug, Default)]
+pub struct PeerCounts {
+    /// Times it was picked.
+    pub picks: AtomicU64,
+    /// Ejections by [`Cause`].
+    pub ejections: [AtomicU64; Cause::ALL.len()],
+    /// Active checks: good, bad.
+    pub checks: [AtomicU64; 2],
+}
+
+/// Why a peer was ejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// A new connection was established.
-    Connected,
-    /// Refused, unreachable or timed out.
-    ConnectFailed,
+pub enum Cause {
+    /// It could not be connected to, or connections broke.
+    Connect,
+    /// It answered 500 or above.
+    ServerError,
+    /// The kernel saw resets or loss beyond use.
+    Kernel,
 }
 
-/// The peers of one upstream. Shared between threads; the lock is held for a walk over the peers.
-#[derive(Debug)]
-pub struct Pool {
-    peers: Mutex<Vec<Peer>>,
+impl Cause {
+    /// All of them, in the order of [`PeerCounts::ejections`].
+    pub const ALL: [Self; 3] = [Self::Connect, Self::ServerError, Self::Kernel];
+
+    /// The label value.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::ServerError => "server_error",
+            Self::Kernel => "kernel",
+        }
+    }
 }
 
-#[derive(Debug)]
-struct Peer {
-    address: SocketAddr,
-    weight: i64,
-    /// Smooth weighted round robin: grows by the weight at each pick, falls by the sum of the
-    /// candidates' weights when picked. Bounded by that sum.
-    credit: i64,
-    /// Connect failures since the last success.
-    failures: u32,
+#[derive(Debug, Default)]
+struct Health {
+    connect_failures: u32,
+    server_errors: u32,
     /// How long the last ejection lasted; zero after a success.
     ejection: Duration,
     ejected_until: Option<Instant>,
+    /// Active checks in a row: good ones positive, bad ones negative.
+    checks: i64,
+    /// By active check.
+    down: bool,
+    kernel: PeerHealth,
+}
+
+/// The peers of one upstream. Shared between threads.
+#[derive(Debug)]
+pub struct Pool {
+    /// Its configuration.
+    pub settings: config::Upstream,
+    peers: ArcSwap<Peers>,
+    turns: Rotation,
+    random: AtomicU64,
+    gate: Arc<Gate>,
+    /// Of retries.
+    pub budget: Budget,
+    /// Picks while too few peers were left.
+    pub panics: AtomicU64,
+    started: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Peers {
+    list: Vec<Arc<Peer>>,
+    ring: Option<Ring>,
+}
+
+/// A peer as operators see it.
+#[derive(Clone, Copy, Debug)]
+pub struct PeerState {
+    /// Requests under way.
+    pub active: u32,
+    /// Neither ejected nor down.
+    pub available: bool,
+    /// The kernel's verdict, of [`SHARE_WHOLE`].
+    pub share: u32,
+    /// What it is based on.
+    pub kernel: PeerHealth,
 }
 
 impl Pool {
-    /// All peers healthy.
+    /// All peers healthy. Peers with names are added by [`resolve`](Self::resolve).
     pub fn new(upstream: &config::Upstream) -> Self {
-        let peers = upstream.peers.iter().map(|peer| Peer {
-            address: peer.address,
-            weight: i64::from(peer.weight.get()),
-            credit: 0,
-            failures: 0,
-            ejection: Duration::ZERO,
-            ejected_until: None,
-        });
-        Self {
-            peers: Mutex::new(peers.collect()),
-        }
+        let pool = Self {
+            settings: upstream.clone(),
+            peers: ArcSwap::default(),
+            turns: Rotation::default(),
+            random: AtomicU64::new(std::process::id().into()),
+            gate: Arc::new(Gate::new(&upstream.limits)),
+            budget: Budget::new(&upstream.retry),
+            panics: AtomicU64::new(0),
+            started: AtomicBool::new(false),
+        };
+        pool.resolve(&HashMap::new());
+        pool
     }
 
-    /// The next peer that is not among the `tried` ones; `None` when all were tried. A peer that
-    /// was tried in vain is never better than an ejected one that was not.
-    pub fn pick(&self, tried: &[PeerIndex], now: Instant) -> Option<PeerRef> {
-        let mut peers = self.lock();
-        let untried = |index: usize| !tried.contains(&PeerIndex(index));
-        let panic_mode = !peers
-            .iter()
-            .enumerate()
-            .any(|(index, peer)| untried(index) && !peer.is_ejected(now));
-        let mut total = 0;
-        let mut best: Option<(i64, usize)> = None;
-        for (index, peer) in peers.iter_mut().enumerate() {
-            if !untried(index) || (peer.is_ejected(now) && !panic_mode) {
-                continue;
-            }
-            peer.credit += peer.weight;
-            total += peer.weight;
-            // Strictly greater: among equals the first.
-            if best.is_none_or(|(credit, _)| peer.credit > credit) {
-                best = Some((peer.credit, index));
+    /// True the first time it is asked: whoever asked starts the checks.
+    pub fn start(&self) -> bool {
+        !self.started.swap(true, Ordering::Relaxed)
+    }
+
+    /// Whether any peer is given by name.
+    pub fn has_names(&self) -> bool {
+        let mut peers = self.settings.peers.iter();
+        peers.any(|peer| matches!(peer.address, PeerAddress::Name { .. }))
+    }
+
+    /// The addresses that names lead to now: each is a peer. A name that is not among them keeps
+    /// what it had. Peers whose address stays keep what is known about them.
+    pub fn resolve(&self, names: &HashMap<(Box<str>, u16), Vec<SocketAddr>>) {
+        let mut wanted: Vec<(SocketAddr, u64)> = Vec::new();
+        for peer in &self.settings.peers {
+            let weight = u64::from(peer.weight.get());
+            match &peer.address {
+                PeerAddress::Socket(address) => wanted.push((*address, weight)),
+                PeerAddress::Name { host, port } => {
+                    let found = names.get(&(host.clone(), *port));
+                    wanted.extend(found.into_iter().flatten().map(|at| (*at, weight)));
+                }
             }
         }
-        let (_, index) = best?;
-        let peer = peers.get_mut(index)?;
-        peer.credit -= total;
-        Some(PeerRef {
-            index: PeerIndex(index),
-            address: peer.address,
+        let known = self.peers.load();
+        let mut list: Vec<Arc<Peer>> = Vec::new();
+        for (address, weight) in wanted {
+            if list.iter().any(|peer| peer.address == address) {
+                continue;
+            }
+            let same = |peer: &&Arc<Peer>| peer.address == address && peer.weight == weight;
+            let kept = known.list.iter().find(same).cloned();
+            list.push(kept.unwrap_or_else(|| Arc::new(Peer::new(address, weight))));
+        }
+        let ring = matches!(self.settings.balance, Balance::Hash(_))
+            .then(|| Ring::new(list.iter().map(|peer| (peer.address, peer.weight))));
+        self.peers.store(Arc::new(Peers { list, ring }));
+    }
+
+    /// The addresses of all peers.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        let peers = self.peers.load();
+        peers.list.iter().map(|peer| peer.address).collect()
+    }
+
+    /// The peers, for checks and metrics.
+    pub fn peers(&self) -> Vec<Arc<Peer>> {
+        self.peers.load().list.clone()
+    }
+
+    /// A request begins. Refused at the limit of requests.
+    ///
+    /// # Errors
+    /// The limit is reached.
+    pub fn admit(&self) -> Result<Admission, Refused> {
+        self.budget.deposit();
+        Admission::new(&self.gate)
+    }
+
+    /// Requests refused so far, by reason.
+    pub fn refused(&self) -> impl Iterator<Item = (Refused, u64)> {
+        self.gate.refused()
+    }
+
+    /// The peer for an attempt: one that was not `tried`, if there is one; `key` is the hash of
+    /// what the balance goes by. The attempt counts as under way until it is dropped.
+    ///
+    /// # Errors
+    /// A limit is reached, or a name has not been resolved yet.
+    pub fn pick(
+        self: &Arc<Self>,
+        key: Option<u64>,
+        tried: &[SocketAddr],
+        now: Instant,
+    ) -> Result<Attempt, Refused> {
+        let peers = self.peers.load();
+        let all = peers.list.len();
+        if all == 0 {
+            return Err(self.gate.refuse(Refused::Unresolved));
+        }
+        let usable: Vec<bool> = peers
+            .list
+            .iter()
+            .map(|peer| peer.is_available(now))
+            .collect();
+        let left = usable.iter().filter(|usable| **usable).count();
+        let threshold = usize::try_from(self.settings.ejection.panic_percent).unwrap_or(100);
+        let panic = left == 0 || left * 100 < all * threshold;
+        if panic {
+            self.panics.fetch_add(1, Ordering::Relaxed);
+        }
+        let untried = |peer: &Arc<Peer>| !tried.contains(&peer.address);
+        let healthy: Vec<usize> = (0..all)
+            .filter(|&at| (panic || usable[at]) && untried(&peers.list[at]))
+            .collect();
+        // A peer that was tried in vain is never better than an ejected one that was not.
+        let mut candidates = healthy;
+        if candidates.is_empty() {
+            candidates = (0..all).filter(|&at| untried(&peers.list[at])).collect();
+        }
+        if candidates.is_empty() {
+            candidates = (0..all).collect();
+        }
+        let limit = self.settings.limits.per_peer;
+        let active = |at: usize| peers.list[at].active.load(Ordering::Relaxed);
+        candidates.retain(|&at| active(at) < limit);
+        let chosen = match (&self.settings.balance, key, &peers.ring) {
+            (Balance::Hash(_), Some(key), Some(ring)) => {
+                ring.walk(key).find(|at| candidates.contains(at))
+            }
+            (Balance::RoundRobin, ..) => {
+                let weights = candidates
+                    .iter()
+                    .map(|&at| peers.list[at].effective_weight());
+                self.turns.pick(weights).map(|at| candidates[at])
+            }
+            _ => self.less_busy(&candidates, &peers.list),
+        };
+        let Some(peer) = chosen.and_then(|at| peers.list.get(at)) else {
+            return Err(self.gate.refuse(Refused::PerPeer));
+        };
+        self.gate.wait()?;
+        peer.active.fetch_add(1, Ordering::Relaxed);
+        peer.counts.picks.fetch_add(1, Ordering::Relaxed);
+        Ok(Attempt {
+            pool: Arc::clone(self),
+            peer: Arc::clone(peer),
+            waiting: true,
         })
     }
 
-    /// What became of an attempt to connect. Connections taken from a pool are not reported: they
-    /// say nothing new.
-    pub fn report(&self, peer: PeerIndex, outcome: Outcome, now: Instant) {
-        let mut peers = self.lock();
-        let Some(peer) = peers.get_mut(peer.0) else {
+    /// Power of two choices: of two at random, the one with less under way for its weight.
+    fn less_busy(&self, candidates: &[usize], peers: &[Arc<Peer>]) -> Option<usize> {
+        let first = *candidates.get(self.random(candidates.len())?)?;
+        if candidates.len() == 1 {
+            return Some(first);
+        }
+        let others: usize = candidates.len() - 1;
+        let mut second = self.random(others)?;
+        if candidates[second] == first {
+            second = others;
+        }
+        let second = candidates[second];
+        // a.active / a.weight < b.active / b.weight, without dividing.
+        let load = |at: usize| u64::from(peers[at].active.load(Ordering::Relaxed)) + 1;
+        let (a, b) = (&peers[first], &peers[second]);
+        let left = u128::from(load(first)) * u128::from(b.effective_weight());
+        let right = u128::from(load(second)) * u128::from(a.effective_weight());
+        Some(if left <= right { first } else { second })
+    }
+
+    /// A number below the bound; `None` for 0. A Weyl sequence through a mixer: no lock.
+    fn random(&self, bound: usize) -> Option<usize> {
+        let step = 0x9e37_79b9_7f4a_7c15;
+        let mixed = ring::mix(self.random.fetch_add(step, Ordering::Relaxed));
+        usize::try_from(mixed.checked_rem(bound as u64)?).ok()
+    }
+
+    /// What the kernel saw of the peers' connections since the last time.
+    pub fn observe(&self, samples: &HashMap<SocketAddr, PeerSample>, now: Instant) {
+        if !self.settings.kernel_informed {
             return;
-        };
-        match outcome {
-            Outcome::Connected => {
-                peer.failures = 0;
-                peer.ejection = Duration::ZERO;
-                peer.ejected_until = None;
-            }
-            // Attempts under way when the peer was ejected, or made in panic mode: known already.
-            // Counting them would double the ejection once for each request in flight.
-            Outcome::ConnectFailed if peer.is_ejected(now) => {}
-            Outcome::ConnectFailed => {
-                peer.failures = peer.failures.saturating_add(1);
-                if peer.failures >= FAILURES_TO_EJECT {
-                    peer.ejection = (peer.ejection * 2).clamp(EJECTION_MIN, EJECTION_MAX);
-                    peer.ejected_until = Some(now + peer.ejection);
+        }
+        let peers = self.peers.load();
+        let mut verdicts: Vec<PeerHealth> = Vec::new();
+        for peer in &peers.list {
+            let mut health = peer.lock();
+            let sample = samples.get(&peer.address).copied().unwrap_or_default();
+            health.kernel.observe(&sample);
+            verdicts.push(health.kernel);
+        }
+        let best_rtt = verdicts.iter().filter_map(PeerHealth::rtt_us).min();
+        for (peer, verdict) in peers.list.iter().zip(&verdicts) {
+            let share = verdict.share(best_rtt);
+            peer.share.store(share, Ordering::Relaxed);
+            if verdict.is_beyond_use() && peers.list.len() > 1 {
+                let mut health = peer.lock();
+                if !health.is_ejected(now) {
+                    self.eject(peer, &mut health, Cause::Kernel, now);
                 }
             }
         }
     }
 
-    /// How many peers are ejected now.
-    pub fn ejected(&self, now: Instant) -> usize {
-        let peers = self.lock();
-        peers.iter().filter(|peer| peer.is_ejected(now)).count()
+    /// An active check ended.
+    pub fn checked(&self, peer: &Peer, good: bool) {
+        let Some(check) = &self.settings.check else {
+            return;
+        };
+        peer.counts.checks[usize::from(!good)].fetch_add(1, Ordering::Relaxed);
+        let mut health = peer.lock();
+        if good {
+            health.checks = health.checks.max(0) + 1;
+            if health.checks >= i64::from(check.healthy) && health.down {
+                health.down = false;
+                log::info!("{} {} is healthy again", self.settings.name, peer.address);
+            }
+        } else {
+            health.checks = health.checks.min(0) - 1;
+            if -health.checks >= i64::from(check.unhealthy) && !health.down {
+                health.down = true;
+                log::warn!("{} {} fails its check", self.settings.name, peer.address);
+            }
+        }
     }
 
-    /// Every step leaves the peers consistent, so a poisoned lock is as good as any.
-    fn lock(&self) -> MutexGuard<'_, Vec<Peer>> {
-        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The state of every peer.
+    pub fn states(&self, now: Instant) -> Vec<(Arc<Peer>, PeerState)> {
+        let peers = self.peers.load();
+        let state = |peer: &Arc<Peer>| {
+            let kernel = peer.lock().kernel;
+            PeerState {
+                active: peer.active.load(Ordering::Relaxed),
+                available: peer.is_available(now),
+                share: peer.share.load(Ordering::Relaxed),
+                kernel,
+            }
+        };
+        peers
+            .list
+            .iter()
+            .map(|peer| (Arc::clone(peer), state(peer)))
+            .collect()
+    }
+
+    fn eject(&self, peer: &Peer, health: &mut Health, cause: Cause, now: Instant) {
+        let ejection = &self.settings.ejection;
+        health.ejection = (health.ejection * 2).clamp(ejection.base, ejection.max);
+        health.ejected_until = Some(now + health.ejection);
+        peer.counts.ejections[cause as usize].fetch_add(1, Ordering::Relaxed);
+        log::warn!(
+            "{} {} is ejected for {:?} ({})",
+            self.settings.name,
+            peer.address,
+            health.ejection,
+            cause.as_str()
+        );
     }
 }
 
 impl Peer {
+    fn new(address: SocketAddr, weight: u64) -> Self {
+        Self {
+            address,
+            weight,
+            active: AtomicU32::new(0),
+            share: AtomicU32::new(SHARE_WHOLE),
+            health: Mutex::default(),
+            counts: PeerCounts::default(),
+        }
+    }
+
+    fn effective_weight(&self) -> u64 {
+        (self.weight * u64::from(self.share.load(Ordering::Relaxed))).max(1)
+    }
+
+    fn is_available(&self, now: Instant) -> bool {
+        let health = self.lock();
+        !health.down && !health.is_ejected(now)
+    }
+
+    /// Every step leaves it consistent, so a poisoned lock is as good as any.
+    fn lock(&self) -> MutexGuard<'_, Health> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Health {
     fn is_ejected(&self, now: Instant) -> bool {
         self.ejected_until.is_some_and(|until| now < until)
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::collections::HashMap;
-    use std::num::NonZeroU16;
+/// A request's try at one peer: under way until dropped.
+#[derive(Debug)]
+pub struct Attempt {
+    pool: Arc<Pool>,
+    peer: Arc<Peer>,
+    /// For a connection.
+    waiting: bool,
+}
 
-    use super::*;
-
-    fn pool(weights: &[u16]) -> Pool {
-        let peers = weights.iter().zip(1..).map(|(&weight, port)| config::Peer {
-            address: SocketAddr::from(([10, 0, 0, 1], port)),
-            weight: NonZeroU16::new(weight).unwrap(),
-        });
-        Pool::new(&config::Upstream {
-            name: config::Name::new("up").unwrap(),
-            peers: peers.collect(),
-            http2: false,
-            connect_timeout: Duration::from_secs(1),
-            read_timeout: Duration::from_secs(1),
-            write_timeout: Duration::from_secs(1),
-            idle_timeout: Duration::from_secs(1),
-            retries: 1,
-        })
+impl Attempt {
+    /// Where to connect.
+    pub fn address(&self) -> SocketAddr {
+        self.peer.address
     }
 
-    fn picks(pool: &Pool, count: usize, now: Instant) -> Vec<usize> {
-        let pick = |_| pool.pick(&[], now).unwrap().index.0;
-        (0..count).map(pick).collect()
+    /// Whether another peer could still be tried.
+    pub fn others_left(&self, tried: &[SocketAddr]) -> bool {
+        let peers = self.pool.peers.load();
+        peers.list.iter().any(|peer| !tried.contains(&peer.address))
     }
 
-    fn fail(pool: &Pool, peer: usize, times: u32, now: Instant) {
-        for _ in 0..times {
-            pool.report(PeerIndex(peer), Outcome::ConnectFailed, now);
+    /// It has its connection. A connection taken from a pool says nothing about the peer.
+    pub fn connected(&mut self, reused: bool) {
+        if std::mem::take(&mut self.waiting) {
+            self.pool.gate.connected();
+        }
+        if !reused {
+            self.peer.lock().connect_failures = 0;
         }
     }
 
-    #[test]
-    fn weights_are_kept_and_spread() {
-        let now = Instant::now();
-        let pool = pool(&[5, 1, 1]);
-        assert_eq!(picks(&pool, 7, now), [0, 0, 1, 0, 2, 0, 0]);
-        assert_eq!(picks(&pool, 7, now), [0, 0, 1, 0, 2, 0, 0]);
-    }
-
-    #[test]
-    fn a_pick_carries_the_address() {
-        let picked = pool(&[1]).pick(&[], Instant::now()).unwrap();
-        assert_eq!(picked.address.to_string(), "10.0.0.1:1");
-    }
-
-    #[test]
-    fn tried_peers_are_not_picked_again() {
-        let now = Instant::now();
-        let pool = pool(&[9, 1]);
-        let first = pool.pick(&[], now).unwrap().index;
-        let second = pool.pick(&[first], now).unwrap().index;
-        assert_ne!(first, second);
-        assert_eq!(pool.pick(&[first, second], now), None);
-    }
-
-    #[test]
-    fn three_failures_in_a_row_eject_for_a_second() {
-        let now = Instant::now();
-        let pool = pool(&[1, 1]);
-        fail(&pool, 0, 2, now);
-        pool.report(PeerIndex(0), Outcome::Connected, now);
-        fail(&pool, 0, 2, now);
-        assert_eq!(pool.ejected(now), 0);
-        fail(&pool, 0, 1, now);
-        assert_eq!(pool.ejected(now), 1);
-        assert_eq!(picks(&pool, 3, now), [1, 1, 1]);
-        let almost = now + EJECTION_MIN - Duration::from_nanos(1);
-        assert_eq!(picks(&pool, 1, almost), [1]);
-        assert!(picks(&pool, 2, now + EJECTION_MIN).contains(&0));
-    }
-
-    #[test]
-    fn ejections_double_up_to_the_limit_and_success_forgives() {
-        let mut now = Instant::now();
-        let pool = pool(&[1, 1]);
-        fail(&pool, 0, 3, now);
-        for seconds in [1, 2, 4, 8, 16, 30, 30] {
-            let over = now + Duration::from_secs(seconds);
-            assert_eq!(pool.ejected(over - Duration::from_nanos(1)), 1, "{seconds}");
-            assert_eq!(pool.ejected(over), 0, "{seconds}");
-            now = over;
-            // The rest of those in flight change nothing.
-            fail(&pool, 0, 50, now);
+    /// It could not be connected to, or its connection broke before it had answered.
+    pub fn broke(&self, now: Instant) {
+        let mut health = self.peer.lock();
+        // Attempts under way when the peer was ejected, or made in panic: known already.
+        // Counting them would double the ejection once for each request in flight.
+        if health.is_ejected(now) {
+            return;
         }
-        pool.report(PeerIndex(0), Outcome::Connected, now);
-        assert_eq!(pool.ejected(now), 0);
-        fail(&pool, 0, 3, now);
-        assert_eq!(pool.ejected(now + EJECTION_MIN), 0);
-    }
-
-    #[test]
-    fn when_all_are_ejected_none_is() {
-        let now = Instant::now();
-        let pool = pool(&[2, 1]);
-        fail(&pool, 0, 3, now);
-        fail(&pool, 1, 3, now);
-        assert_eq!(pool.ejected(now), 2);
-        assert_eq!(picks(&pool, 3, now), [0, 1, 0]);
-        pool.report(PeerIndex(1), Outcome::Connected, now);
-        assert_eq!(picks(&pool, 3, now), [1, 1, 1]);
-        // A retry prefers an ejected peer over none.
-        let retry = pool.pick(&[PeerIndex(1)], now).unwrap();
-        assert_eq!(retry.index, PeerIndex(0));
-    }
-
-    #[test]
-    fn a_single_peer_is_always_picked() {
-        let now = Instant::now();
-        let pool = pool(&[1]);
-        fail(&pool, 0, 10, now);
-        assert_eq!(picks(&pool, 2, now), [0, 0]);
-        pool.report(PeerIndex(7), Outcome::ConnectFailed, now);
-    }
-
-    #[test]
-    fn threads_share_the_rotation() {
-        let now = Instant::now();
-        let pool = pool(&[3, 1]);
-        let all: Vec<usize> = std::thread::scope(|scope| {
-            let workers: Vec<_> = (0..4)
-                .map(|_| scope.spawn(|| picks(&pool, 1_000, now)))
-                .collect();
-            workers
-                .into_iter()
-                .flat_map(|worker| worker.join().unwrap())
-                .collect()
-        });
-        let mut counts: HashMap<usize, usize> = HashMap::new();
-        for peer in all {
-            *counts.entry(peer).or_default() += 1;
+        health.connect_failures = health.connect_failures.saturating_add(1);
+        let most = self.pool.settings.ejection.connect_failures;
+        if most > 0 && health.connect_failures >= most {
+            self.pool
+                .eject(&self.peer, &mut health, Cause::Connect, now);
         }
-        assert_eq!(counts, HashMap::from([(0, 3_000), (1, 1_000)]));
+    }
+
+    /// It answered.
+    pub fn answered(&self, status: u16, now: Instant) {
+        let mut health = self.peer.lock();
+        health.connect_failures = 0;
+        if status < 500 {
+            health.server_errors = 0;
+            health.ejection = Duration::ZERO;
+            return;
+        }
+        if health.is_ejected(now) {
+            return;
+        }
+        health.server_errors = health.server_errors.saturating_add(1);
+        let most = self.pool.settings.ejection.server_errors;
+        if most > 0 && health.server_errors >= most {
+            health.server_errors = 0;
+            self.pool
+                .eject(&self.peer, &mut health, Cause::ServerError, now);
+        }
     }
 }
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        if self.waiting {
+            self.pool.gate.connected();
+        }
+        self.peer.active.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What the hash balance goes by, of any text.
+pub fn hash_key(text: &[u8]) -> u64 {
+    ring::hash(text)
+}
+
+#[cfg(test)]
+mod tests;

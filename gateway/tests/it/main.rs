@@ -14,6 +14,8 @@ mod dashboards;
 mod degraded;
 mod differential;
 mod disk;
+mod echo;
+mod example;
 mod harness;
 mod interfaces;
 mod kernel;
@@ -24,6 +26,8 @@ mod push;
 mod reload;
 mod restart;
 mod routes;
+mod routing;
+mod upstreams;
 mod wire;
 
 /// Fails, never skips: a privileged test that did not run has proved nothing.

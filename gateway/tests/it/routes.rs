@@ -250,3 +250,59 @@ fn the_access_log_adds_up_to_the_ledger() {
 fn the_access_log_adds_up_to_the_ledger_over_tls() {
     access_log_against_ledger("rt", true);
 }
+
+/// A mirrored request's bytes are on the mirror's own leg, and the sum is still what the wire
+/// carried.
+#[test]
+fn mirrored_bytes_have_an_owner_of_their_own() {
+    use xtask::netns::GATEWAY_TO_SERVICE;
+    let site = Site::start("rm", &Setup::default());
+    let original = std::fs::read_to_string(site.config()).unwrap();
+    let shadow = format!(
+        "[{}]:{}",
+        GATEWAY_TO_SERVICE.far_v6,
+        crate::harness::SERVICE
+    );
+    let changed = original.replace(
+        "name = \"upload\"\n",
+        "name = \"upload\"\nmirror = { upstream = \"shadow\", body_max_bytes = 100000 }\n",
+    );
+    assert_ne!(changed, original);
+    let text = format!("{changed}[[upstreams]]\nname = \"shadow\"\npeers = [\"{shadow}\"]\n");
+    std::fs::write(site.config(), text).unwrap();
+    let (applied, said) = site.edgemeter(&["reload", "--config", "edgemeter.toml"]);
+    assert!(applied, "{said}");
+    let client = GATEWAY_TO_CLIENT.v4.into();
+    load::run(
+        &site.hosts.client,
+        &site.plan(client, false, Protocol::Http1, 30),
+    )
+    .unwrap();
+    let page = site.quiet();
+    let copies = page.sum("edgemeter_mirror_copies_total", |s| {
+        s.label("result") == "sent"
+    });
+    assert_eq!(copies, 10);
+    let (balances, owners) = site.ledger();
+    let sent = |endpoint: &str| -> i64 {
+        let of = balances.amounts().filter(|(_, direction, id, _)| {
+            *direction == Direction::Tx
+                && owners.get(id).is_some_and(|owner| {
+                    owner.kind == OwnerKind::Route
+                        && owner.endpoint == endpoint
+                        && owner.route == "upload"
+                })
+        });
+        of.map(|(_, _, _, amount)| amount.wire_bytes).sum()
+    };
+    let bodies = 10 * 40_000;
+    for endpoint in ["origin", "shadow"] {
+        let bytes = sent(endpoint);
+        assert!(
+            bytes > bodies && bytes < bodies + bodies / 10,
+            "{endpoint}: {bytes} B for {bodies}"
+        );
+    }
+    assert_eq!(page.sum("edgemeter_conservation_gap_bytes", |_| true), 0);
+    assert_eq!(crate::harness::bytes_of_kind(&site, OwnerKind::Foreign), 0);
+}

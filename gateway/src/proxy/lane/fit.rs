@@ -4,7 +4,9 @@
 //! compile here until somebody has said whether the lean lane honours it; in doubt, write that a
 //! route with it does not fit, and the full lane serves it.
 
-use crate::config::{Config, Lane, Listener, Route, Upstream};
+use crate::config::{
+    Action, Balance, Config, HeaderEdits, Lane, Listener, Rewrite, Route, Upstream,
+};
 
 /// By place in the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,14 +35,16 @@ impl Fit {
             text: _,
             listeners,
             upstreams,
+            // Only routes refer to them.
+            experiments: _,
             routes,
         } = config;
         let wanted = gateway.lane == Lane::Auto;
         let routes = routes.iter().map(|route| {
-            let upstream = upstreams.get(route.upstream.0);
+            let fits = |upstream| upstreams.get(upstream).is_some_and(upstream_fits);
             // Warnings, pace and refusals are the full lane's.
             let acted_on = budgets.iter().any(|budget| budget.may_act_on(route));
-            wanted && !acted_on && route_fits(route) && upstream.is_some_and(upstream_fits)
+            wanted && !acted_on && route_fits(route) && route.upstreams().all(|index| fits(index.0))
         });
         Self {
             listeners: listeners
@@ -84,11 +88,30 @@ fn route_fits(route: &Route) -> bool {
         // Matching is the router's, for both lanes.
         listeners: _,
         hosts: _,
-        path: _,
-        methods: _,
-        upstream: _,
+        matches: _,
+        action,
+        request_headers,
+        response_headers,
+        mirror,
+        experiments,
+        request_timeout,
+        try_timeout,
     } = route;
-    true
+    let forwards = match action {
+        Action::Forward {
+            backends: _,
+            rewrite,
+        } => *rewrite == Rewrite::default(),
+        Action::Redirect(_) => false,
+    };
+    let unchanged = |edits: &HeaderEdits| *edits == HeaderEdits::default();
+    forwards
+        && unchanged(request_headers)
+        && unchanged(response_headers)
+        && mirror.is_none()
+        && experiments.is_empty()
+        && request_timeout.is_none()
+        && try_timeout.is_none()
 }
 
 fn upstream_fits(upstream: &Upstream) -> bool {
@@ -100,7 +123,14 @@ fn upstream_fits(upstream: &Upstream) -> bool {
         read_timeout: _,
         write_timeout: _,
         idle_timeout: _,
-        retries: _,
+        balance,
+        // The pool's, for both lanes.
+        kernel_informed: _,
+        resolve_interval: _,
+        retry: _,
+        ejection: _,
+        check: _,
+        limits: _,
     } = upstream;
-    !*http2
+    !*http2 && !matches!(balance, Balance::Hash(_))
 }

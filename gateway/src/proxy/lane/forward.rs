@@ -77,8 +77,13 @@ fn is_ours(name: &str) -> bool {
     match name.len() {
         12 => name.eq_ignore_ascii_case("x-request-id"),
         15 => name.eq_ignore_ascii_case("x-forwarded-for"),
-        16 => name.eq_ignore_ascii_case("x-forwarded-host"),
+        16 => {
+            name.eq_ignore_ascii_case("x-forwarded-host")
+                || name.eq_ignore_ascii_case("x-edgemeter-unit")
+        }
         17 => name.eq_ignore_ascii_case("x-forwarded-proto"),
+        // A client cannot choose its variant.
+        19 => name.eq_ignore_ascii_case("x-edgemeter-variant"),
         _ => false,
     }
 }

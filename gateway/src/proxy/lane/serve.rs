@@ -1,6 +1,7 @@
 //! One client connection on the lean lane: request by request, until one needs the full lane.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,13 +18,14 @@ use crate::{
     config::{ListenerIndex, UpstreamIndex},
     owner::Quality,
     proxy::{
-        Shared,
+        Shared, X_TIMEOUT,
         meter::{EndpointId, Tracked},
         new_request_id,
         record::{Leg, RequestLine, RequestRecord},
-        route::Route,
+        retry,
+        route::{Asked, Lines, Route},
         tenant,
-        upstream::{Outcome, PeerRef},
+        upstream::limits::Refused,
     },
     units::PayloadBytes,
 };
@@ -52,7 +54,7 @@ pub struct Lane {
 /// The client's side.
 struct Client<'a> {
     stream: &'a mut Stream,
-    address: Option<std::net::SocketAddr>,
+    address: Option<SocketAddr>,
     tracked: Option<Tracked>,
 }
 
@@ -223,23 +225,34 @@ impl Lane {
             .target
             .split_once('?')
             .map_or(head.target, |(path, _)| path);
+        let lines = Slices(head.headers);
+        let lookup = |name: &http::HeaderName| lines.first(name);
+        if lookup(&X_TIMEOUT).is_some() || lookup(&retry::GRPC_TIMEOUT).is_some() {
+            // A deadline of the client's own.
+            return Plan::Full;
+        }
         let mut record = RequestRecord::new(Arc::clone(&self.shared));
         record.arrive();
-        record.route = record
-            .generation
+        let asked = Asked {
+            host: Some(host),
+            path,
+            query: head.target.split_once('?').map(|(_, query)| query),
+            method: &method,
+            headers: &lines,
+        };
+        let generation = Arc::clone(&record.generation);
+        record.route = generation
             .router
-            .find(self.listener, Some(host), path, &method)
-            .cloned();
+            .find(self.listener, &asked)
+            .map(|found| Arc::clone(found.route));
         let fit = |route: &Route| record.generation.fit.route(route.index.0);
         let Some(route) = record.route.clone().filter(|route| fit(route)) else {
             return Plan::Full;
         };
-        let lookup = |name: &http::HeaderName| {
-            head.headers
-                .iter()
-                .find(|line| line.name.eq_ignore_ascii_case(name.as_str()))
-                .and_then(|line| std::str::from_utf8(line.value).ok())
+        let Some(upstream) = route.backend() else {
+            return Plan::Full;
         };
+        record.upstream = Some(upstream);
         record.tenant = tenant(Some(&route.tenant), lookup);
         let id = lookup(&crate::proxy::X_REQUEST_ID)
             .filter(|id| !id.is_empty() && id.len() <= 128)
@@ -279,11 +292,14 @@ impl Lane {
             });
         }
         Plan::Serve(Box::new(Request {
-            upstream: route.upstream,
+            upstream,
             outbound,
             head_bytes: head.bytes,
             body_bytes,
-            repeatable: method.is_idempotent(),
+            repeatable: {
+                let has_key = lookup(&retry::IDEMPOTENCY_KEY).is_some();
+                retry::is_harmless(&record, &method, has_key)
+            },
             to_head: method == http::Method::HEAD,
             keep_alive: head.keep_alive && !draining,
             record,
@@ -413,17 +429,25 @@ impl Lane {
         request: &mut Request,
         patience: Patience,
     ) -> Result<(UpstreamConnection, PoolKey, Buffer), Failure> {
+        let generation = Arc::clone(&request.record.generation);
+        let pool = &generation.pools[request.upstream.0];
+        match pool.admit() {
+            Ok(admission) => request.record.admission = Some(admission),
+            Err(refused) => return Err(Failure::busy(refused)),
+        }
         let mut fresh_only = false;
         loop {
-            let generation = Arc::clone(&request.record.generation);
-            let pool = &generation.pools[request.upstream.0];
-            let Some(peer) = pool.pick(&request.record.tried, Instant::now()) else {
-                return Err(Failure::bad_gateway("every peer was tried".into()));
+            let record = &mut request.record;
+            let held = match pool.pick(None, &record.tried, Instant::now()) {
+                Ok(held) => held,
+                Err(refused) => return Err(Failure::busy(refused)),
             };
-            request.record.current = Some((request.upstream, peer));
+            let peer = held.address();
+            record.attempt(held);
+            record.request_body = PayloadBytes(request.body_bytes as u64);
             let key = PoolKey {
                 upstream: Arc::clone(pool),
-                peer: peer.address,
+                peer,
             };
             let kept = if fresh_only {
                 None
@@ -437,21 +461,15 @@ impl Lane {
                 None => match self.connect(request, peer).await {
                     Ok(connection) => connection,
                     Err(error) => {
-                        let upstream = &generation.config.upstreams[request.upstream.0];
-                        pool.report(peer.index, Outcome::ConnectFailed, Instant::now());
-                        self.shared.metrics.connect_failure(&upstream.name);
-                        let record = &mut request.record;
-                        record.tried.push(peer.index);
-                        let left = record.tried.len() <= upstream.retries
-                            && record.tried.len() < upstream.peers.len();
-                        if left {
+                        self.shared.metrics.connect_failure(&pool.settings.name);
+                        if retry::connect_failed(&mut request.record, error.to_string()) {
                             continue;
                         }
                         return Err(Failure::from(error));
                     }
                 },
             };
-            self.attempt(request, peer, reused, connection.tracked.as_ref());
+            self.attempt(request, reused, connection.tracked.as_ref());
             let mut answer = Buffer::take();
             answer.bytes.resize(HEADROOM, 0);
             let sent = within(
@@ -465,22 +483,41 @@ impl Lane {
                 }
                 Err(error) => Err(error),
             };
+            let (record, repeatable) = (&mut request.record, request.repeatable);
             match read {
-                Ok(1..) => return Ok((connection, key, answer)),
-                // A kept connection that the peer had closed: the request did not arrive.
-                Ok(0) | Err(_) if reused && request.repeatable => fresh_only = true,
-                Ok(0) => return Err(Failure::bad_gateway("closed without an answer".into())),
-                Err(error) => return Err(Failure::from(error)),
+                Ok(1..) => {
+                    let status = first_status(&answer.bytes[HEADROOM..]).unwrap_or(200);
+                    if retry::answer_began(record, status, repeatable) {
+                        continue;
+                    }
+                    return Ok((connection, key, answer));
+                }
+                Ok(0) => {
+                    // A kept connection that the peer had closed: the request did not arrive.
+                    let why = "closed without an answer";
+                    if retry::connection_broke(record, why.into(), reused, repeatable) {
+                        fresh_only |= reused;
+                        continue;
+                    }
+                    return Err(Failure::bad_gateway(why.into()));
+                }
+                Err(error) => {
+                    let stale = reused && error.kind() != io::ErrorKind::TimedOut;
+                    if retry::connection_broke(record, error.to_string(), stale, repeatable) {
+                        fresh_only |= stale;
+                        continue;
+                    }
+                    return Err(Failure::from(error));
+                }
             }
         }
     }
 
-    async fn connect(&self, request: &Request, peer: PeerRef) -> io::Result<UpstreamConnection> {
+    async fn connect(&self, request: &Request, peer: SocketAddr) -> io::Result<UpstreamConnection> {
         let generation = &request.record.generation;
         let upstream = &generation.config.upstreams[request.upstream.0];
-        let stream = within(upstream.connect_timeout, TcpStream::connect(peer.address)).await?;
+        let stream = within(upstream.connect_timeout, TcpStream::connect(peer)).await?;
         stream.set_nodelay(true)?;
-        generation.pools[request.upstream.0].report(peer.index, Outcome::Connected, Instant::now());
         let endpoint = EndpointId::Upstream(request.upstream);
         Ok(UpstreamConnection::new(
             stream,
@@ -493,13 +530,7 @@ impl Lane {
         ))
     }
 
-    fn attempt(
-        &self,
-        request: &mut Request,
-        peer: PeerRef,
-        reused: bool,
-        tracked: Option<&Tracked>,
-    ) {
+    fn attempt(&self, request: &mut Request, reused: bool, tracked: Option<&Tracked>) {
         let record = &mut request.record;
         let owner = tracked.and_then(|_| {
             self.shared.meter.route_owner(
@@ -513,7 +544,7 @@ impl Lane {
         let leg = tracked.zip(owner).map(|(tracked, owner)| {
             Leg::begin(&self.shared, tracked.clone(), owner, Quality::Exact, true)
         });
-        record.attempt(peer, reused, leg);
+        record.attempt_connected(reused, leg);
     }
 
     /// Answers in the upstream's place.
@@ -541,6 +572,9 @@ impl Lane {
             failure.title,
             body.len(),
         );
+        if failure.status == 503 {
+            text.insert_str(text.len() - 2, "retry-after: 1\r\n");
+        }
         if !request.to_head {
             text.push_str(&body);
             request.record.response_body = PayloadBytes(body.len() as u64);
@@ -558,7 +592,33 @@ struct Failure {
     what: String,
 }
 
+/// The lines of a head as the router asks for them.
+#[derive(Debug)]
+struct Slices<'h, 'b>(&'h [httparse::Header<'b>]);
+
+impl Lines for Slices<'_, '_> {
+    fn first(&self, name: &http::HeaderName) -> Option<&str> {
+        let mut lines = self.0.iter();
+        let line = lines.find(|line| line.name.eq_ignore_ascii_case(name.as_str()))?;
+        std::str::from_utf8(line.value).ok()
+    }
+}
+
+/// The status of an answer of which the first line has come.
+fn first_status(bytes: &[u8]) -> Option<u16> {
+    let digits = bytes.strip_prefix(b"HTTP/1.")?.get(2..5)?;
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
 impl Failure {
+    fn busy(refused: Refused) -> Self {
+        Self {
+            status: 503,
+            title: "Service Unavailable",
+            what: format!("upstream: at its limit ({})", refused.as_str()),
+        }
+    }
+
     fn bad_gateway(what: String) -> Self {
         Self {
             status: 502,
@@ -584,7 +644,7 @@ impl From<io::Error> for Failure {
 /// The upstream has sent everything: said before the client can know, so that the next request's
 /// bytes are not taken for this one's.
 fn upstream_is_done(record: &mut RequestRecord) {
-    if let Some(leg) = record.upstreams.last_mut().and_then(|at| at.leg.as_mut()) {
+    if let Some(leg) = record.attempts.last_mut().and_then(|at| at.leg.as_mut()) {
         leg.received_all();
     }
 }
