@@ -19,6 +19,7 @@ use pingora::{apps::http_app::ServeHttp, protocols::http::ServerSession};
 use prometheus_client::{encoding::text::encode, registry::Registry};
 
 use crate::{
+    cache::{Selection, Store},
     connections::{Connections, Filter},
     export::WireView,
     kernel::events::monotonic_ns,
@@ -46,6 +47,8 @@ pub struct Admin {
     pub token: Token,
     /// Brings the file into force again.
     pub reloader: Arc<Reloader>,
+    /// What `POST /cache/purge` empties.
+    pub cache: &'static Store,
 }
 
 #[async_trait]
@@ -55,7 +58,7 @@ impl ServeHttp for Admin {
         let (method, path) = (request.method.clone(), request.uri.path().to_owned());
         if matches!(
             path.as_str(),
-            "/config" | "/reload" | "/connections" | "/events"
+            "/config" | "/reload" | "/connections" | "/events" | "/cache/purge"
         ) {
             let given = request.headers.get(header::AUTHORIZATION);
             if !self
@@ -104,10 +107,18 @@ impl Admin {
                     Err(panicked) => answer(500, "text/plain", format!("{panicked}\n")),
                 }
             }
+            (&Method::POST, "/cache/purge") => match selection(query) {
+                Ok(selection) => {
+                    let count = self.cache.purge(&selection);
+                    log::info!("cache: {count} responses purged: {query}");
+                    answer(200, "application/json", format!("{{\"purged\":{count}}}\n"))
+                }
+                Err(wrong) => answer(400, "text/plain", wrong),
+            },
             _ => answer(
                 405,
                 "text/plain",
-                "GET /config, /connections or /events, or POST /reload\n".into(),
+                "GET /config, /connections or /events, or POST /reload or /cache/purge\n".into(),
             ),
         }
     }
@@ -191,6 +202,46 @@ impl Admin {
         self.listening.store(all, Ordering::Relaxed);
         all
     }
+}
+
+/// `tenant=…&route=…&url=…&url_prefix=…`, percent-encoded; `all=true` for everything.
+fn selection(query: &str) -> Result<Selection, String> {
+    const USE: &str = "give tenant, route, url or url_prefix, or all=true\n";
+    let mut selection = Selection::default();
+    let mut given = false;
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').ok_or(USE)?;
+        let value = Some(percent_decoded(value).ok_or(USE)?);
+        given = true;
+        match name {
+            "tenant" => selection.tenant = value,
+            "route" => selection.route = value,
+            "url" => selection.url = value,
+            "url_prefix" => selection.url_prefix = value,
+            "all" if value.as_deref() == Some("true") => {}
+            _ => return Err(USE.to_owned()),
+        }
+    }
+    if given {
+        Ok(selection)
+    } else {
+        Err(USE.to_owned())
+    }
+}
+
+fn percent_decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        if byte != b'%' {
+            bytes.push(byte);
+            continue;
+        }
+        let mut digit = || char::from(rest.next()?).to_digit(16);
+        let value = digit()? * 16 + digit()?;
+        bytes.push(u8::try_from(value).ok()?);
+    }
+    String::from_utf8(bytes).ok()
 }
 
 /// Ports with a listening TCP socket in this network namespace.

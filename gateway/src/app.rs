@@ -15,7 +15,6 @@ use arc_swap::ArcSwap;
 use flow_abi::{Connection, Endpoint, side};
 use pingora::{
     apps::http_app::ServeHttp,
-    listeners::tls::TlsSettings,
     proxy::http_proxy,
     server::{RunArgs, Server, configuration::ServerConf},
     services::listening::Service,
@@ -27,16 +26,17 @@ use crate::{
     admin::{Admin, token::Token},
     attribution::{Claims, Watermarks},
     budget::{BudgetThread, Budgets},
+    cache::{Bounds, Store},
     class::Classes,
     collector::{Collector, CollectorThread},
     config::{
-        self, Attach, Config, KernelLog, ListenerIndex, Observe, PeerAddress, PushSink,
+        self, Attach, Config, KernelLog, Limits, ListenerIndex, Observe, PeerAddress, PushSink,
         UpstreamIndex,
     },
     connections::{self, Connections, Watcher, WatcherThread},
     export::{
-        BudgetMetrics, ConfigMetrics, ConnectionMetrics, KernelTables, PushMetrics, RequestMetrics,
-        UpstreamMetrics, WireMetrics, WireView,
+        BudgetMetrics, ConfigMetrics, ConnectionMetrics, EdgeMetrics, KernelTables, LevelMetrics,
+        PushMetrics, RequestMetrics, UpstreamMetrics, WireMetrics, WireView,
     },
     kernel::{
         AttachMode, Kernel, NamedEndpoint, Observer, ObserverThread, Options, Selection, Watch,
@@ -44,7 +44,8 @@ use crate::{
     ledger::{Fault, Ledger},
     owner::Owners,
     proxy::{
-        Gateway, Shared,
+        Gateway, ResponseCache, Shared,
+        alarm::Alarm,
         app::MeteredApp,
         generation::{Generation, Names},
         lane::{Lane, Pools},
@@ -112,6 +113,7 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
     let mut registry = Registry::default();
     let metrics = RequestMetrics::new(&mut registry);
     metrics.expect(&config);
+    let edge = EdgeMetrics::new(&config, &mut registry);
     let config_metrics = ConfigMetrics::new(&mut registry);
     registry.register_collector(Box::new(WireMetrics::new(
         Arc::clone(&view),
@@ -145,6 +147,11 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
         .map(AccessLog::start)
         .transpose()
         .context("access_log.path")?;
+    let bounds = Bounds {
+        memory_bytes_max: config.cache.memory_bytes_max,
+        disk: (config.cache.directory.clone()).map(|path| (path, config.cache.disk_bytes_max)),
+    };
+    let cache = Store::open(&bounds).context("cache.directory")?;
     let shared = Arc::new(Shared {
         generation: ArcSwap::from_pointee(Generation::first(config, &meter)?),
         meter,
@@ -152,8 +159,18 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
         mirroring: Mirroring::default(),
         access_log,
         budgets,
+        gate: Arc::default(),
+        alarm: Alarm::default(),
+        edge,
+        background: background()?,
+        cache: ResponseCache::new(cache),
     });
     registry.register_collector(Box::new(UpstreamMetrics(Arc::clone(&shared))));
+    {
+        let generation = shared.generation.load();
+        generation.edge.start(&shared.background, &shared.edge);
+    }
+    registry.register_collector(Box::new(LevelMetrics(Arc::clone(&shared))));
     let config = shared.generation.load().config.clone();
     let namespaces = kernel.as_ref().map(|kernel| &kernel.namespaces.observed);
     let namespaces = namespaces.into_iter().flatten().cloned().collect();
@@ -189,6 +206,7 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
         listening: AtomicBool::new(false),
         token: Token::load_or_make(&config.admin.token_file)?,
         reloader,
+        cache: shared.cache.store,
     };
     serve(&shared, &config, admin)?;
 
@@ -531,38 +549,29 @@ fn serve(shared: &Arc<Shared>, config: &Config, admin: Admin) -> anyhow::Result<
             listener: listener_index,
         };
         let mut proxy = http_proxy(&conf, gateway);
-        let http2 = listener.http2 && listener.tls.is_none();
         let mut options = pingora::apps::HttpServerOptions::default();
-        options.h2c = http2;
+        // The guard answers whether plain text may be HTTP/2, by the configuration in force.
+        options.h2c = true;
+        options.h2_idle_timeout = Some(listener.protection.limits.idle_timeout);
+        let mut h2 = pingora::protocols::http::v2::server::default_h2_options();
+        h2.max_concurrent_streams(listener.protection.limits.streams_max);
+        h2.max_header_list_size(header_list_size(&listener.protection.limits));
+        proxy.h2_options = Some(h2);
         proxy.server_options = Some(options);
         let app = MeteredApp {
             proxy: Arc::new(proxy),
             lane: Lane {
                 shared: Arc::clone(shared),
                 listener: listener_index,
-                tls: listener.tls.is_some(),
                 pools: Arc::clone(&pools),
             },
             shared: Arc::clone(shared),
-            endpoint: EndpointId::Listener(listener_index),
-            http2,
-            tls: listener.tls.is_some(),
+            listener: listener_index,
         };
         let mut service = Service::new(format!("listener {}", listener.name), app);
         let address = listener.address.to_string();
-        match &listener.tls {
-            None => service.add_tcp(&address),
-            Some(tls) => {
-                let path = |path: &Path| path.to_string_lossy().into_owned();
-                let mut settings =
-                    TlsSettings::intermediate(&path(&tls.certificate), &path(&tls.key))
-                        .map_err(|error| anyhow::anyhow!("listener {}: {error}", listener.name))?;
-                if listener.http2 {
-                    settings.enable_h2();
-                }
-                service.add_tls_with_settings(&address, None, settings);
-            }
-        }
+        // TLS is the guard's: a reload may change it.
+        service.add_tcp(&address);
         server.add_service(service);
     }
     let mut service = Service::new("admin".into(), admin);
@@ -570,6 +579,22 @@ fn serve(shared: &Arc<Shared>, config: &Config, admin: Admin) -> anyhow::Result<
     server.add_service(service);
     server.run(RunArgs::default());
     Ok(())
+}
+
+/// A thread of its own for what no request waits for: keys, certificates.
+fn background() -> anyhow::Result<tokio::runtime::Handle> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let handle = runtime.handle().clone();
+    std::thread::Builder::new()
+        .name("background".into())
+        .spawn(move || runtime.block_on(std::future::pending::<()>()))?;
+    Ok(handle)
+}
+
+fn header_list_size(limits: &Limits) -> u32 {
+    u32::try_from(limits.header_bytes_max).unwrap_or(u32::MAX)
 }
 
 // The admin service is a ServeHttp; this keeps the bound next to its use.

@@ -9,10 +9,12 @@
 //!
 //! Deliberately absent: environment variables and includes. What runs is what the file says.
 
+mod auth;
 mod billing;
 mod book;
 mod check;
 mod class;
+mod content;
 mod diff;
 mod experiment;
 mod fields;
@@ -20,11 +22,13 @@ mod listing;
 mod name;
 mod pattern;
 mod problem;
+mod protect;
 mod raw;
 mod route;
 mod shape;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod traffic;
 mod upstream;
 
@@ -42,18 +46,26 @@ use crate::ledger::{Place, Retention};
 use crate::money::{Currency, Rate};
 pub use crate::owner::Leg;
 
+pub use self::auth::{
+    Algorithm, Authentication, ForwardAuth, ForwardAuthIndex, KeySource, RateStore, TokenIndex,
+    TokenIssuer,
+};
 pub use self::billing::PushSink;
 pub use self::class::{Cidr, CidrError};
+pub use self::content::{Cache, CachePolicy, Compression, Hint, Hints};
 pub use self::diff::{Change, Effect};
 pub use self::experiment::{Experiment, ExperimentIndex, Unit, Variant, WHOLE};
 pub use self::name::Name;
-pub use self::pattern::{HostPattern, PathPattern, Regex, TenantRule};
+pub use self::pattern::{CertificatePart, HostPattern, PathPattern, Regex, TenantRule};
 pub use self::problem::{ConfigError, Problem};
+pub use self::protect::{Access, Limits, Protection, RateKey, RateLimit};
 pub use self::route::{
     Action, Backend, HeaderEdits, Match, Mirror, PathEdit, Redirect, Rewrite, Route, ValuePattern,
 };
+pub use self::tls::{ClientCertificates, KeyPair, ProxyVersion, Tls, TlsVersion, UpstreamTls};
 pub use self::upstream::{
-    Balance, CheckKind, Ejection, HashKey, HealthCheck, Limits, Peer, PeerAddress, Retry, Upstream,
+    Balance, CheckKind, Ejection, HashKey, HealthCheck, Peer, PeerAddress, Retry, Upstream,
+    UpstreamLimits,
 };
 
 /// A whole, valid configuration.
@@ -78,6 +90,14 @@ pub struct Config {
     /// Classes of remote addresses. Longest prefix wins over all of them; an address in none is
     /// of class [`crate::class::DEFAULT_NAME`].
     pub classes: Vec<Class>,
+    /// A [`TokenIndex`] points here.
+    pub tokens: Vec<TokenIssuer>,
+    /// A [`ForwardAuthIndex`] points here.
+    pub forward_auth: Vec<ForwardAuth>,
+    /// The store of responses.
+    pub cache: Cache,
+    /// Where shared rate limits are counted.
+    pub rate_store: Option<RateStore>,
     /// What bytes cost; `None` when absent: bytes are counted but not priced.
     pub prices: Option<Prices>,
     /// For how long rows of the ledger keep their grain.
@@ -286,21 +306,31 @@ pub struct Listener {
     pub name: Name,
     /// Port 0 lets the kernel choose.
     pub address: SocketAddr,
-    /// ALPN h2 on a TLS listener (the default there), h2c on a plain one. A plain listener with
-    /// h2c waits for 24 bytes before it answers: a shorter HTTP/1.0 request, or a client that
-    /// sends nothing, waits for ever.
+    /// ALPN h2 on a TLS listener (the default there), h2c on a plain one.
     pub http2: bool,
     /// Absent on a plain listener.
     pub tls: Option<Tls>,
+    /// What clients may do.
+    pub protection: Protection,
 }
 
-/// Files that were readable PEM when the configuration was checked.
-#[derive(Clone, Debug)]
-pub struct Tls {
-    /// Certificate chain.
-    pub certificate: PathBuf,
-    /// Private key.
-    pub key: PathBuf,
+/// Who may use a route, how often and how much.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// By client address.
+    pub access: Access,
+    /// A request body; None: the listener's limit.
+    pub body_bytes_max: Option<u64>,
+    /// All of them apply.
+    pub rate_limits: Vec<RateLimit>,
+    /// Who a client must be.
+    pub authentication: Authentication,
+    /// None: responses are not stored.
+    pub cache: Option<CachePolicy>,
+    /// None: responses are passed on as they come.
+    pub compression: Option<Compression>,
+    /// What clients are told they will need.
+    pub hints: Hints,
 }
 
 /// What stands for the file name of a book that `[prices]` itself is.

@@ -3,6 +3,8 @@
 mod budget;
 mod config;
 mod connections;
+mod edge;
+mod levels;
 mod metrics;
 mod push;
 mod upstreams;
@@ -11,6 +13,8 @@ mod wire;
 pub use budget::BudgetMetrics;
 pub use config::ConfigMetrics;
 pub use connections::{ConnectionMetrics, KernelTables};
+pub use edge::EdgeMetrics;
+pub use levels::LevelMetrics;
 pub use metrics::{RequestLabels, RequestMetrics};
 pub use push::PushMetrics;
 pub use upstreams::UpstreamMetrics;

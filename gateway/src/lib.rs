@@ -17,6 +17,7 @@ pub mod admin;
 pub mod app;
 pub mod attribution;
 pub mod budget;
+pub mod cache;
 pub mod class;
 pub mod collector;
 pub mod config;

@@ -2,18 +2,35 @@
 //!
 //! request → [`route`] → [`upstream`] → [`record`] → attribution and access log.
 
+pub mod alarm;
 mod answer;
 pub mod app;
+pub mod caching;
+pub mod coding;
+pub mod connection;
+pub mod edge;
 pub mod experiment;
 mod forward;
+pub mod forward_auth;
+pub mod frames;
+pub mod gate;
 pub mod generation;
+pub mod guard;
+pub mod keys;
 pub mod lane;
+pub mod limit;
 pub mod meter;
 pub mod mirror;
+pub mod outbound;
+pub mod proxy_header;
 pub mod record;
 mod retry;
 mod rotation;
 pub mod route;
+pub mod shared_limit;
+pub mod strict;
+pub mod tls;
+pub mod token;
 pub mod upstream;
 
 use std::{net::SocketAddr, sync::Arc, time::Instant};
@@ -24,7 +41,14 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, header};
 use pingora::{Error, ErrorType, Result};
 use pingora::{
+    cache::{
+        CacheKey, CacheMeta, ForcedFreshness, RespCacheable,
+        key::HashBinary,
+        lock::{CacheKeyLockImpl, CacheLock},
+        storage::HitHandler,
+    },
     http::{RequestHeader, ResponseHeader},
+    modules::http::{HttpModules, compression::ResponseCompressionBuilder},
     prelude::{HttpPeer, ProxyHttp, Session},
     protocols::{ALPN, Digest},
     proxy::FailToProxy,
@@ -33,13 +57,16 @@ use pingora::{
 use crate::{
     access_log::AccessLog,
     budget::{Budgets, Decision},
+    cache::Store,
     config::{Action, Balance, HashKey, ListenerIndex, Name, TenantRule},
-    export::RequestMetrics,
+    export::{EdgeMetrics, RequestMetrics},
     owner::Quality,
     units::PayloadBytes,
 };
-use answer::{problem, problem_after, redirect};
+use alarm::Alarm;
+use answer::{problem, problem_with, redirect, write_whole};
 use experiment::Assignment;
+use gate::Gate;
 use generation::Generation;
 use meter::{EndpointId, Meter};
 use mirror::{MirrorCopy, Mirroring};
@@ -71,6 +98,39 @@ pub struct Shared {
     pub access_log: Option<AccessLog>,
     /// What may be used.
     pub budgets: Arc<Budgets>,
+    /// Connections open now.
+    pub gate: Arc<Gate>,
+    /// What was refused.
+    pub edge: EdgeMetrics,
+    /// Who sends what is in no request.
+    pub alarm: Alarm,
+    /// Stored responses.
+    pub cache: ResponseCache,
+    /// Where what no request waits for is done.
+    pub background: tokio::runtime::Handle,
+}
+
+/// Stored responses, and the locks by which one request fetches for all that wait. pingora wants
+/// them to live as long as the process.
+#[derive(Clone, Copy)]
+pub struct ResponseCache {
+    /// What is stored.
+    pub store: &'static Store,
+    /// Who fetches.
+    pub lock: &'static CacheKeyLockImpl,
+}
+
+impl ResponseCache {
+    /// For the rest of the process.
+    #[must_use]
+    pub fn new(store: Store) -> Self {
+        // After this long, waiting requests fetch for themselves.
+        let lock = CacheLock::new_boxed(std::time::Duration::from_secs(10));
+        Self {
+            store: Box::leak(Box::new(store)),
+            lock: Box::leak(lock),
+        }
+    }
 }
 
 /// The proxy of one listener.
@@ -85,6 +145,71 @@ pub struct Gateway {
 impl ProxyHttp for Gateway {
     type CTX = RequestRecord;
 
+    fn init_downstream_modules(&self, modules: &mut HttpModules) {
+        // Off until a route turns it on.
+        modules.add_module(ResponseCompressionBuilder::enable(0));
+    }
+
+    fn request_cache_filter(
+        &self,
+        session: &mut Session,
+        record: &mut RequestRecord,
+    ) -> Result<()> {
+        self.enable_cache(session, record);
+        Ok(())
+    }
+
+    fn cache_key_callback(
+        &self,
+        session: &Session,
+        record: &mut RequestRecord,
+    ) -> Result<CacheKey> {
+        Ok(Self::key_of(session, record))
+    }
+
+    async fn cache_hit_filter(
+        &self,
+        session: &mut Session,
+        meta: &CacheMeta,
+        _handler: &mut HitHandler,
+        _is_fresh: bool,
+        _record: &mut RequestRecord,
+    ) -> Result<Option<ForcedFreshness>> {
+        Ok(Self::freshness_asked(session, meta))
+    }
+
+    fn response_cache_filter(
+        &self,
+        session: &Session,
+        response: &ResponseHeader,
+        record: &mut RequestRecord,
+    ) -> Result<RespCacheable> {
+        Ok(self.storable(session, response, record))
+    }
+
+    fn cache_vary_filter(
+        &self,
+        meta: &CacheMeta,
+        _record: &mut RequestRecord,
+        request: &RequestHeader,
+    ) -> Option<HashBinary> {
+        Self::variance(meta, request)
+    }
+
+    fn should_serve_stale(
+        &self,
+        _session: &mut Session,
+        _record: &mut RequestRecord,
+        error: Option<&Error>,
+    ) -> bool {
+        Self::stale_is_better(error)
+    }
+
+    fn allow_spawning_subrequest(&self, _session: &Session, record: &RequestRecord) -> bool {
+        // For what is fetched again while the stale response is served.
+        record.route.is_some()
+    }
+
     fn new_ctx(&self) -> RequestRecord {
         RequestRecord::new(Arc::clone(&self.shared))
     }
@@ -96,6 +221,7 @@ impl ProxyHttp for Gateway {
         record: &mut RequestRecord,
     ) -> Result<()> {
         record.arrive();
+        self.meet(session, record);
         let request = session.req_header();
         let asked = Asked {
             host: host(request),
@@ -105,15 +231,23 @@ impl ProxyHttp for Gateway {
             headers: &request.headers,
         };
         let generation = Arc::clone(&record.generation);
-        if let Some(found) = generation.router.find(self.listener, &asked) {
+        // What stands for a refused request is nobody's.
+        if record.refused.is_none()
+            && let Some(found) = generation.router.find(self.listener, &asked)
+        {
             record.route = Some(Arc::clone(found.route));
             record.matched = Some(Arc::clone(found.by));
             record.deadline = retry::deadline(found.route.request_timeout, request);
             record.assignment = assignment(found.route, &generation, request);
         }
+        record.token = Self::verify(request, record);
         let rule = record.route.as_deref().map(|route| &route.tenant);
-        record.tenant = tenant(rule, |name| request.headers.get(name)?.to_str().ok());
-        record.begin(self.request_line(session, &record.generation));
+        let named = rule.and_then(|rule| edge::tenant_of(rule, record));
+        record.tenant =
+            named.unwrap_or_else(|| tenant(rule, |name| request.headers.get(name)?.to_str().ok()));
+        record.begin(self.request_line(session, record));
+        Self::enable_compression(session, record);
+        let request = session.req_header();
         let quality = if session.is_http2() {
             Quality::Estimated
         } else {
@@ -145,6 +279,9 @@ impl ProxyHttp for Gateway {
         session: &mut Session,
         record: &mut RequestRecord,
     ) -> Result<bool> {
+        if self.stop(session, record).await? {
+            return Ok(true);
+        }
         let Some(route) = record.route.clone() else {
             let title = "no route matches this host, path and method";
             problem(session, record, 404, title).await?;
@@ -213,6 +350,13 @@ impl ProxyHttp for Gateway {
         options.read_timeout = Some(silence.fold(upstream.read_timeout, Ord::min));
         options.write_timeout = Some(upstream.write_timeout);
         options.idle_timeout = Some(upstream.idle_timeout);
+        if let Some(outbound) = &generation.edge.outbound[index.0] {
+            outbound.apply(&mut http_peer);
+        }
+        if let (Some(version), Some(connection)) = (upstream.proxy_protocol, &record.connection) {
+            outbound::name_client(&mut http_peer, connection.client, version);
+        }
+        let options = &mut http_peer.options;
         if upstream.http2 {
             options.alpn = ALPN::H2;
             // pingora's default of 1 would open a connection per concurrent request.
@@ -237,7 +381,10 @@ impl ProxyHttp for Gateway {
             && let Some(digest) = digest.and_then(|digest| digest.socket_digest.as_ref())
         {
             let table = &record.generation.endpoints;
-            meter.open(table, digest, fd, endpoint, false);
+            let tls = record
+                .upstream
+                .is_some_and(|index| record.generation.config.upstreams[index.0].tls.is_some());
+            meter.open(table, digest, fd, endpoint, tls);
             let owner = meter.route_owner(
                 table,
                 endpoint,
@@ -295,11 +442,15 @@ impl ProxyHttp for Gateway {
 
     async fn upstream_request_filter(
         &self,
-        session: &mut Session,
+        _session: &mut Session,
         request: &mut RequestHeader,
         record: &mut RequestRecord,
     ) -> Result<()> {
-        if let Some(address) = session.client_addr().and_then(|address| address.as_inet()) {
+        if let Some(address) = record
+            .connection
+            .as_ref()
+            .map(|connection| connection.client)
+        {
             let mut chain = String::new();
             // Every line of it: a proxy before us may have added its own.
             for before in request.headers.get_all(&X_FORWARDED_FOR) {
@@ -310,10 +461,10 @@ impl ProxyHttp for Gateway {
             chain.push_str(&address.ip().to_string());
             request.insert_header(X_FORWARDED_FOR.clone(), chain)?;
         }
+        Self::introduce(request, record)?;
+        Self::ask_for_identity(request, record);
         request.remove_header(&X_FORWARDED_HOST);
-        let tls = record.generation.config.listeners[self.listener.0]
-            .tls
-            .is_some();
+        let tls = record.connection.as_ref().is_some_and(|c| c.tls.is_some());
         request.insert_header(
             X_FORWARDED_PROTO.clone(),
             if tls { "https" } else { "http" },
@@ -374,6 +525,7 @@ impl ProxyHttp for Gateway {
                 copy.append(body);
             }
         }
+        self.body_may_be(record)?;
         if end && let Some(client) = &mut record.client {
             client.received_all();
         }
@@ -395,7 +547,7 @@ impl ProxyHttp for Gateway {
 
     async fn response_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         response: &mut ResponseHeader,
         record: &mut RequestRecord,
     ) -> Result<()> {
@@ -407,6 +559,15 @@ impl ProxyHttp for Gateway {
         if response.status == http::StatusCode::SWITCHING_PROTOCOLS {
             // The request had ended; what the client sends through the tunnel is its own again.
             record.resume_client();
+            if let Some(connection) = &record.connection {
+                connection.becomes_tunnel();
+            }
+        }
+        self.after_response(session, response, record)?;
+        self.add_hints(session, response, record)?;
+        Self::judge_compression(session, response, record);
+        for (name, value) in edge::rate_headers(record) {
+            response.insert_header(name, value)?;
         }
         if let Some(route) = &record.route {
             forward::edit(&route.response_headers, response)?;
@@ -427,7 +588,7 @@ impl ProxyHttp for Gateway {
     ) -> Result<Option<std::time::Duration>> {
         let mut wait = None;
         if let Some(body) = body {
-            record.response_body += PayloadBytes(body.len() as u64);
+            record.body_before_coding += body.len() as u64;
             if let Decision::Throttle(pace) = &record.budget {
                 wait = Some(pace.wait(body.len() as u64, Instant::now()));
             }
@@ -445,6 +606,9 @@ impl ProxyHttp for Gateway {
         if let Some(written) = session.response_written() {
             record.status = written.status.as_u16();
         }
+        record.response_body = PayloadBytes(session.body_bytes_sent() as u64);
+        self.count_cache(session, record);
+        self.count_coding(record);
         if let Some(error) = error {
             record.error.get_or_insert_with(|| error.to_string());
         }
@@ -510,11 +674,19 @@ impl Gateway {
         };
         let seconds = retry_after.as_secs().to_string();
         let what = format!("budget {budget} is used up");
-        problem_after(session, record, 429, &what, Some(seconds)).await?;
+        problem_with(session, record, 429, &what, |response| {
+            response.insert_header(header::RETRY_AFTER, seconds)
+        })
+        .await?;
         Ok(true)
     }
 
-    fn request_line(&self, session: &Session, generation: &Generation) -> RequestLine {
+    fn request_line(&self, session: &Session, record: &RequestRecord) -> RequestLine {
+        let listener = &record.generation.config.listeners[self.listener.0];
+        let client = record
+            .connection
+            .as_ref()
+            .map(|connection| connection.client);
         let request = session.req_header();
         let id = request
             .headers
@@ -532,11 +704,13 @@ impl Gateway {
                 http::Version::HTTP_10 => "HTTP/1.0",
                 _ => "HTTP/1.1",
             },
-            client_address: session
-                .client_addr()
-                .map(ToString::to_string)
-                .unwrap_or_default(),
-            listener: Arc::from(generation.config.listeners[self.listener.0].name.as_str()),
+            client_address: match (client, record.client_ip) {
+                // A trusted proxy says whose request it is, but not from which port.
+                (Some(client), Some(ip)) if client.ip() != ip => ip.to_string(),
+                (Some(client), _) => client.to_string(),
+                (None, _) => String::new(),
+            },
+            listener: Arc::from(listener.name.as_str()),
         }
     }
 }
@@ -592,6 +766,10 @@ fn tenant<'h>(
             .filter(|value| Name::is_valid(value))
             .unwrap_or(default.as_str())
             .into(),
+        // What a connection or a token says is asked of them first.
+        Some(TenantRule::Certificate { default, .. } | TenantRule::Claim { default, .. }) => {
+            default.as_str().into()
+        }
     }
 }
 

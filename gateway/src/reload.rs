@@ -18,7 +18,7 @@ use crate::{
     kernel::{EndpointMap, KernelError, NamedEndpoint},
     proxy::{
         Shared,
-        generation::{Generation, Names},
+        generation::{BuildError, Generation, Names},
     },
 };
 
@@ -35,9 +35,9 @@ pub enum ReloadError {
     /// Parts of it cannot change in a running process; nothing was applied.
     #[error("nothing was applied, because of:\n{}", lines(.0))]
     NeedsRestart(Vec<Change>),
-    /// The owners of its endpoints cannot be stored.
+    /// It cannot be built.
     #[error(transparent)]
-    Owners(#[from] crate::owner::StoreError),
+    Build(#[from] BuildError),
     /// The kernel's endpoint table cannot take its endpoints.
     #[error(transparent)]
     Kernel(#[from] KernelError),
@@ -181,6 +181,8 @@ impl Reloader {
         new.resolve(&inner.names);
         new.start_checks(&self.background);
         self.shared.metrics.expect(&new.config);
+        self.shared.edge.expect(&new.config);
+        new.edge.start(&self.shared.background, &self.shared.edge);
         self.metrics.in_force(new.number);
         self.shared.generation.store(new);
         Ok(changes)

@@ -64,6 +64,13 @@ impl Checker<'_> {
             Some(raw) => self.access_log(raw).map(Some),
             None => Some(None),
         };
+        let tokens = self.tokens(&raw.tokens);
+        let forward_auth = self.forward_auth(&raw.forward_auth);
+        let cache = self.cache(raw.cache.as_ref());
+        let rate_store = match &raw.rate_limit_store {
+            Some(raw) => self.rate_store(raw).map(Some),
+            None => Some(None),
+        };
         let traffic = self.traffic(raw, admin.as_ref().map(|admin| admin.listen));
         let retention = self.retention(&raw.retention);
         let push = self.push(&raw.push);
@@ -84,6 +91,10 @@ impl Checker<'_> {
             experiments: traffic.experiments,
             routes: traffic.routes,
             classes: classes?,
+            tokens: tokens?,
+            forward_auth: forward_auth?,
+            rate_store: rate_store?,
+            cache: cache?,
             prices: prices?,
             retention: retention?,
             push: push?,

@@ -19,16 +19,9 @@ const RESTART: &[(&str, &str)] = &[
     ("observe", "the kernel programs are attached once"),
     ("classes", "the class table is filled once"),
     ("access_log", "the log is opened once"),
+    ("cache", "the store is opened once"),
     ("prices", "past bytes would be priced anew"),
     ("listeners.address", "sockets are bound once"),
-    (
-        "listeners.http2",
-        "protocols are fixed when the socket is bound",
-    ),
-    (
-        "listeners.tls",
-        "TLS settings are fixed when the socket is bound",
-    ),
 ];
 
 /// What it takes to bring a change into force.

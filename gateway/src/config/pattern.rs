@@ -214,6 +214,31 @@ pub enum TenantRule {
         /// When the header is missing or holds no valid [`Name`].
         default: Name,
     },
+    /// The tenant a verified client certificate names.
+    Certificate {
+        /// Which name of it.
+        part: CertificatePart,
+        /// When there is no certificate, or its name is no valid [`Name`].
+        default: Name,
+    },
+    /// The tenant a verified token names.
+    Claim {
+        /// Which claim.
+        claim: Box<str>,
+        /// When there is no token, or the claim is no valid [`Name`].
+        default: Name,
+    },
+}
+
+/// Which name of a client certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CertificatePart {
+    /// The first subject alternative name, else the common name.
+    Name,
+    /// The first subject alternative name.
+    AlternativeName,
+    /// The subject's common name.
+    CommonName,
 }
 
 impl fmt::Display for TenantRule {
@@ -221,6 +246,8 @@ impl fmt::Display for TenantRule {
         match self {
             Self::Fixed(name) => name.fmt(f),
             Self::Header { header, default } => write!(f, "header {header} or {default}"),
+            Self::Certificate { default, .. } => write!(f, "client certificate or {default}"),
+            Self::Claim { claim, default } => write!(f, "claim {claim} or {default}"),
         }
     }
 }

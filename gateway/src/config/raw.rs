@@ -11,8 +11,12 @@ use serde::de::value::{MapAccessDeserializer, StrDeserializer};
 use serde::de::{Deserializer, MapAccess, Visitor};
 use toml::Spanned;
 
+use super::auth::{RawForwardAuth, RawRateStore, RawTokens};
+use super::content::RawCache;
 use super::experiment::RawExperiment;
+use super::protect::{RawAccess, RawLimits};
 use super::route::RawRoute;
+use super::tls::RawTls;
 use super::upstream::RawUpstream;
 
 pub(super) type Text = Spanned<String>;
@@ -35,6 +39,12 @@ pub(super) struct RawConfig {
     pub(super) experiments: Vec<RawExperiment>,
     #[serde(default)]
     pub(super) routes: Vec<Spanned<RawRoute>>,
+    #[serde(default)]
+    pub(super) tokens: Vec<RawTokens>,
+    #[serde(default)]
+    pub(super) forward_auth: Vec<RawForwardAuth>,
+    pub(super) rate_limit_store: Option<RawRateStore>,
+    pub(super) cache: Option<RawCache>,
     pub(super) prices: Option<Spanned<RawPrices>>,
     #[serde(default)]
     pub(super) retention: RawRetention,
@@ -149,13 +159,10 @@ pub(super) struct RawListener {
     pub(super) address: Text,
     pub(super) http2: Option<bool>,
     pub(super) tls: Option<RawTls>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, expecting = "a table")]
-pub(super) struct RawTls {
-    pub(super) certificate: Text,
-    pub(super) key: Text,
+    pub(super) limits: Option<RawLimits>,
+    pub(super) access: Option<RawAccess>,
+    pub(super) trusted_proxies: Option<Spanned<Vec<Text>>>,
+    pub(super) proxy_protocol_from: Option<Spanned<Vec<Text>>>,
 }
 
 /// `"address"` or `{ address = "…", weight = … }`.
@@ -171,7 +178,7 @@ pub(super) struct RawWeightedPeer {
     pub(super) weight: Option<Number>,
 }
 
-/// `"name"` or `{ header = "…", default = "…" }`.
+/// `"name"` or `{ header = "…", default = "…" }`, or `certificate` or `claim` for `header`.
 pub(super) enum RawTenant {
     Fixed(String),
     Header(RawTenantHeader),
@@ -180,7 +187,9 @@ pub(super) enum RawTenant {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table")]
 pub(super) struct RawTenantHeader {
-    pub(super) header: Text,
+    pub(super) header: Option<Text>,
+    pub(super) certificate: Option<Text>,
+    pub(super) claim: Option<Text>,
     pub(super) default: Option<Text>,
 }
 
@@ -217,7 +226,7 @@ impl<'de> Deserialize<'de> for RawPeer {
 impl<'de> Deserialize<'de> for RawTenant {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(TextOrTable {
-            expected: "a name or a table with `header` and `default`",
+            expected: "a name or a table with `header`, `certificate` or `claim`, and `default`",
             text: |text| Self::Fixed(text),
             table: |table| Self::Header(table),
             table_type: std::marker::PhantomData,

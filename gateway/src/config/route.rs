@@ -10,13 +10,16 @@ use http::{HeaderName, HeaderValue, Method, header};
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::auth::RawAuthentication;
 use super::check::{Checker, Seen};
+use super::content::{RawCachePolicy, RawCompression, RawHints};
 use super::pattern::Refused;
-use super::raw::{Number, RawConfig, RawTenant, Text};
+use super::protect::{RawAccess, RawRateLimit};
+use super::raw::{Number, RawConfig, RawTenant, RawTenantHeader, Text};
 use super::traffic::Known;
 use super::{
-    ExperimentIndex, HostPattern, ListenerIndex, Name, PathPattern, Regex, TenantRule,
-    UpstreamIndex,
+    CertificatePart, ExperimentIndex, HostPattern, ListenerIndex, Name, PathPattern, Policy, Regex,
+    TenantRule, UpstreamIndex,
 };
 
 /// Which requests go to which upstream, and on whose account.
@@ -48,6 +51,8 @@ pub struct Route {
     pub request_timeout: Option<Duration>,
     /// From a connection to the first byte of the response, each attempt.
     pub try_timeout: Option<Duration>,
+    /// Who may, how often and how much.
+    pub policy: Policy,
 }
 
 impl Route {
@@ -194,6 +199,14 @@ pub(super) struct RawRoute {
     pub(super) experiments: Option<Spanned<Vec<Text>>>,
     pub(super) request_timeout_ms: Option<Number>,
     pub(super) try_timeout_ms: Option<Number>,
+    pub(super) access: Option<RawAccess>,
+    pub(super) body_bytes_max: Option<Number>,
+    #[serde(default)]
+    pub(super) rate_limits: Vec<Spanned<RawRateLimit>>,
+    pub(super) authentication: Option<RawAuthentication>,
+    pub(super) cache: Option<RawCachePolicy>,
+    pub(super) compression: Option<RawCompression>,
+    pub(super) hints: Option<RawHints>,
 }
 
 #[derive(Deserialize)]
@@ -373,13 +386,13 @@ impl Checker<'_> {
         let mut names = Seen::default();
         let mut claims = Claims::default();
         let mut routes = Vec::new();
-        for (index, raw) in raw.routes.iter().enumerate() {
+        for (index, spanned) in raw.routes.iter().enumerate() {
             let here = format!("routes[{index}]");
-            let route = self.route(raw, &here, known, &mut names);
+            let route = self.route(raw, spanned, &here, known, &mut names);
             if let Some(route) = &route {
                 for conflict in claims.claim(index, route, &known.listeners) {
                     let fix = "give one of the two another host, path or method, or delete it";
-                    self.report(raw.span(), &here, conflict, fix);
+                    self.report(spanned.span(), &here, conflict, fix);
                 }
             }
             routes.push(route.map(Arc::new));
@@ -389,6 +402,7 @@ impl Checker<'_> {
 
     fn route<'r>(
         &mut self,
+        config: &RawConfig,
         spanned: &'r Spanned<RawRoute>,
         here: &str,
         known: &Known<'_>,
@@ -457,7 +471,9 @@ impl Checker<'_> {
             raw.try_timeout_ms.as_ref(),
             &format!("{here}.try_timeout_ms"),
         );
+        let policy = self.policy(config, raw, here);
         Some(Route {
+            policy: policy?,
             name: name?,
             service: service?,
             tenant: tenant?,
@@ -501,20 +517,77 @@ impl Checker<'_> {
         };
         match tenant.get_ref() {
             RawTenant::Fixed(text) => self.name(text, tenant.span(), field).map(TenantRule::Fixed),
-            RawTenant::Header(table) => {
-                let header = self.header_name(&table.header, &format!("{field}.header"));
-                let default = match &table.default {
-                    Some(text) => {
-                        self.name(text.get_ref(), text.span(), &format!("{field}.default"))
-                    }
-                    None => none(),
-                };
+            RawTenant::Header(table) => self.tenant_from(table, tenant.span(), field),
+        }
+    }
+
+    fn tenant_from(
+        &mut self,
+        table: &RawTenantHeader,
+        at: Range<usize>,
+        field: &str,
+    ) -> Option<TenantRule> {
+        let default = match &table.default {
+            Some(text) => self.name(text.get_ref(), text.span(), &format!("{field}.default")),
+            None => Name::new("none"),
+        };
+        match (&table.header, &table.certificate, &table.claim) {
+            (Some(text), None, None) => {
+                let header: Option<HeaderName> = text.get_ref().parse().ok();
+                if header.is_none() {
+                    let wrong = format!("\"{}\" is not a header name", text.get_ref());
+                    let fix = "write such as `header = \"x-tenant\"`";
+                    self.report(text.span(), format!("{field}.header"), wrong, fix);
+                }
                 Some(TenantRule::Header {
                     header: header?,
                     default: default?,
                 })
             }
+            (None, Some(text), None) => {
+                let known = [
+                    ("name", CertificatePart::Name),
+                    ("alternative_name", CertificatePart::AlternativeName),
+                    ("common_name", CertificatePart::CommonName),
+                ];
+                let part = self.choice(text, &format!("{field}.certificate"), &known);
+                Some(TenantRule::Certificate {
+                    part: part?,
+                    default: default?,
+                })
+            }
+            (None, None, Some(text)) => Some(TenantRule::Claim {
+                claim: text.get_ref().as_str().into(),
+                default: default?,
+            }),
+            _ => {
+                let wrong = "needs one of `header`, `certificate` and `claim`";
+                let fix =
+                    "write such as `tenant = { header = \"x-tenant\", default = \"public\" }`";
+                self.report(at, field, wrong, fix);
+                None
+            }
         }
+    }
+
+    fn policy(&mut self, config: &RawConfig, raw: &RawRoute, here: &str) -> Option<Policy> {
+        let access = self.access(raw.access.as_ref(), &format!("{here}.access"));
+        let field = format!("{here}.body_bytes_max");
+        let body = self.optional(&raw.body_bytes_max, &field, 1 << 50);
+        let store = config.rate_limit_store.is_some();
+        let limits = self.rate_limits(&raw.rate_limits, store, &format!("{here}.rate_limits"));
+        let authentication = self.authentication(config, raw, here);
+        let content = self.content(raw, here);
+        let content = content?;
+        Some(Policy {
+            access: access?,
+            body_bytes_max: body?,
+            rate_limits: limits?,
+            authentication: authentication?,
+            cache: content.cache,
+            compression: content.compression,
+            hints: content.hints,
+        })
     }
 
     pub(super) fn header_name(&mut self, text: &Text, field: &str) -> Option<HeaderName> {

@@ -17,7 +17,6 @@ grace_seconds = 10
 lane = "auto"
 id = "edge-1"
 ledger = "postgres://edgemeter:secret@db.example:5432/bill"
-lane = "auto"
 
 [retention]
 minutes_for_days = 62
@@ -224,6 +223,9 @@ price = "0.09"
 unit_bytes = 1073741824
 "#;
 
+/// Every field of protection, TLS, authentication and content.
+const EDGE: &str = include_str!("tests/edge.toml");
+
 /// A folder of this test's own, removed at the end.
 struct Folder(PathBuf);
 
@@ -284,8 +286,8 @@ fn a_full_file_becomes_types() {
     let path = "/var/log/edgemeter/access.jsonl".into();
     assert_eq!(log.target, AccessLogTarget::File(path));
     let tls = config.listeners[1].tls.as_ref().unwrap();
-    assert_eq!(tls.certificate, folder.0.join("cert.pem"));
-    assert_eq!(tls.key, folder.0.join("key.pem"));
+    assert_eq!(tls.pair.certificate, folder.0.join("cert.pem"));
+    assert_eq!(tls.pair.key, folder.0.join("key.pem"));
     let weights = config.upstreams[0]
         .peers
         .iter()
@@ -466,6 +468,7 @@ fn every_field_has_an_example_that_is_right() {
     fields(DeTable::parse(FULL).unwrap().get_ref(), "", &mut paths);
     // Inside these the keys are header names.
     paths.retain(|path| !path.contains("_headers.set.") && !path.contains("_headers.add."));
+    fields(DeTable::parse(EDGE).unwrap().get_ref(), "", &mut paths);
     paths.sort();
     paths.dedup();
     let mut known: Vec<&str> = all().map(|&(path, _)| path).collect();
@@ -532,7 +535,7 @@ fn fields_and_types_are_refused_with_the_right_ones() {
     refused(
         r#"upstream = "orders""#,
         r#"upsteam = "orders""#,
-        r#"9:1: routes[0].upsteam: unknown field; known here: `name`, `service`, `tenant`, `listeners`, `hosts`, `path`, `methods`, `headers`, `query`, `matches`, `upstream`, `backends`, `redirect`, `rewrite`, `request_headers`, `response_headers`, `mirror`, `experiments`, `request_timeout_ms`, `try_timeout_ms`; fix: write `upstream`"#,
+        r#"9:1: routes[0].upsteam: unknown field; known here: `name`, `service`, `tenant`, `listeners`, `hosts`, `path`, `methods`, `headers`, `query`, `matches`, `upstream`, `backends`, `redirect`, `rewrite`, `request_headers`, `response_headers`, `mirror`, `experiments`, `request_timeout_ms`, `try_timeout_ms`, `access`, `body_bytes_max`, `rate_limits`, `authentication`, `cache`, `compression`, `hints`; fix: write `upstream`"#,
     );
     refused(
         r#"peers = ["10.0.0.2:9000"]"#,
@@ -895,5 +898,82 @@ fn no_damage_goes_unexplained() {
             Err(ConfigError::Invalid(problems)) => assert!(!problems.is_empty(), "{text}"),
             other => panic!("{other:?}"),
         }
+    }
+}
+
+#[test]
+fn the_edge_file_becomes_types() {
+    let folder = Folder::new("edge");
+    folder.write("cert.pem", "-----BEGIN CERTIFICATE-----\n");
+    folder.write("key.pem", "-----BEGIN EC PRIVATE KEY-----\n");
+    let config = match Config::load(folder.write("edge.toml", EDGE)) {
+        Ok(config) => config,
+        Err(error) => panic!("{error}"),
+    };
+    let [plain, secure] = &config.listeners[..] else {
+        panic!("{:?}", config.listeners);
+    };
+    assert_eq!(plain.protection, Protection::default());
+    let limits = &secure.protection.limits;
+    assert_eq!(limits.header_timeout, Duration::from_secs(5));
+    assert_eq!(limits.body_bytes_max, Some(104_857_600));
+    assert!(
+        !secure
+            .protection
+            .access
+            .permits("10.6.6.1".parse().unwrap())
+    );
+    let tls = secure.tls.as_ref().unwrap();
+    assert_eq!(tls.versions, [TlsVersion::V1_2, TlsVersion::V1_3]);
+    assert_eq!(tls.certificates.len(), 1);
+    assert!(tls.client.as_ref().unwrap().required);
+    let limit = &config.routes[0].policy.rate_limits[0];
+    assert_eq!((limit.requests.get(), limit.burst.get()), (100, 200));
+    assert_eq!(limit.key, RateKey::Client);
+    let TenantRule::Certificate { part, .. } = config.routes[1].tenant else {
+        panic!("{:?}", config.routes[1]);
+    };
+    assert_eq!(part, CertificatePart::AlternativeName);
+}
+
+#[test]
+fn protection_is_refused_precisely() {
+    let edge = |from: &str, to: &str| {
+        assert_eq!(EDGE.matches(from).count(), 1, "{from}");
+        complaints(&EDGE.replace(from, to).replace("cert.pem", "/dev/null"))
+            .into_iter()
+            .filter(|line| !line.contains("/dev/null") && !line.contains("key.pem"))
+            .collect::<Vec<_>>()
+            .join("\n")
+    };
+    for (from, to, expected) in [
+        (
+            r#"deny = ["10.6.6.0/24"] # listener"#,
+            r#"deny = ["10.6.6.0/33"]"#,
+            r#"listeners[1].access.deny[0]: "10.6.6.0/33" is neither an address nor a network; fix: write such as "10.0.0.0/8" or "2001:db8::/32""#,
+        ),
+        (
+            "headers_max = 100",
+            "headers_max = 1000",
+            "listeners[1].limits.headers_max: 1000 is out of range; fix: write a number from 1 to 256",
+        ),
+        (
+            r#"key = "client""#,
+            r#"key = "clients""#,
+            r#"routes[0].rate_limits[0].key: "clients" is not a key to count by; fix: write "client", "tenant", "route" or "header:x-api-key""#,
+        ),
+        (
+            r#"versions = ["1.2", "1.3"]"#,
+            r#"versions = ["1.1"]"#,
+            r#"listeners[1].tls.versions[0]: "1.1" is not one of `1.2`, `1.3`; fix: write "1.2""#,
+        ),
+        (
+            r#"tenant = { claim = "tenant" }"#,
+            "tenant = { default = \"x\" }",
+            "routes[2].tenant: needs one of `header`, `certificate` and `claim`; fix: write such as `tenant = { header = \"x-tenant\", default = \"public\" }`",
+        ),
+    ] {
+        let found = edge(from, to);
+        assert!(found.ends_with(expected), "{found}");
     }
 }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::check::{Checker, Seen};
 use super::fields::example;
 use super::problem::{nearest, quoted};
-use super::raw::{RawConfig, RawListener, RawTls, Text};
-use super::{Experiment, Listener, Route, Tls, Upstream};
+use super::raw::{RawConfig, RawListener, Text};
+use super::{Experiment, Listener, Route, Upstream};
 
 /// What [`Checker::traffic`] found to be consistent.
 pub(super) struct Traffic {
@@ -78,12 +78,19 @@ impl Checker<'_> {
                     Some(raw) => self.tls(raw, &here).map(Some),
                     None => Some(None),
                 };
+                let protection = self.protection(
+                    raw.limits.as_ref(),
+                    raw.access.as_ref(),
+                    raw.trusted_proxies.as_ref(),
+                    raw.proxy_protocol_from.as_ref(),
+                    &here,
+                );
                 Some(Listener {
                     name: name?,
                     address: address?,
-                    // On plain text it means waiting for 24 bytes of preface, without a limit.
                     http2: raw.http2.unwrap_or(raw.tls.is_some()),
                     tls: tls?,
+                    protection: protection?,
                 })
             })
             .collect();
@@ -105,16 +112,6 @@ impl Checker<'_> {
         }
         bound.push((address, field));
         Some(address)
-    }
-
-    fn tls(&mut self, raw: &RawTls, here: &str) -> Option<Tls> {
-        let field = format!("{here}.tls.certificate");
-        let certificate = self.pem_file(&raw.certificate, &field, "CERTIFICATE");
-        let key = self.pem_file(&raw.key, &format!("{here}.tls.key"), "PRIVATE KEY");
-        Some(Tls {
-            certificate: certificate?,
-            key: key?,
-        })
     }
 }
 

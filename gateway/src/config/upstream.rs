@@ -15,6 +15,7 @@ use super::check::{Checker, Seen};
 use super::fields::example;
 use super::pattern::PathPattern;
 use super::raw::{Number, RawPeer, Text};
+use super::tls::{ProxyVersion, RawUpstreamTls, UpstreamTls};
 
 /// A group of interchangeable servers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +26,10 @@ pub struct Upstream {
     pub peers: Vec<Peer>,
     /// Speak HTTP/2 to the peers.
     pub http2: bool,
+    /// Speak TLS to the peers.
+    pub tls: Option<UpstreamTls>,
+    /// Name the client to the peers.
+    pub proxy_protocol: Option<ProxyVersion>,
     /// How a peer is chosen.
     pub balance: Balance,
     /// Whether what the kernel sees of a peer's connections (loss, round-trip time, resets) moves
@@ -47,7 +52,7 @@ pub struct Upstream {
     /// Active checks.
     pub check: Option<HealthCheck>,
     /// What is refused rather than queued.
-    pub limits: Limits,
+    pub limits: UpstreamLimits,
 }
 
 /// One server of an upstream.
@@ -170,7 +175,7 @@ pub enum CheckKind {
 
 /// What is refused with 503 rather than queued.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct UpstreamLimits {
     /// Requests under way at the upstream.
     pub requests: u32,
     /// Requests waiting for a connection.
@@ -185,6 +190,8 @@ pub(super) struct RawUpstream {
     pub(super) name: Text,
     pub(super) peers: Spanned<Vec<Spanned<RawPeer>>>,
     pub(super) http2: Option<bool>,
+    pub(super) tls: Option<RawUpstreamTls>,
+    pub(super) proxy_protocol: Option<Text>,
     pub(super) balance: Option<Text>,
     pub(super) hash: Option<Spanned<RawHash>>,
     pub(super) kernel_informed: Option<bool>,
@@ -337,9 +344,12 @@ impl Checker<'_> {
                         .map(Some),
                     None => Some(None),
                 };
-                let limits = self.limits(&raw.limits, &format!("{here}.limits"));
+                let limits = self.upstream_limits(&raw.limits, &format!("{here}.limits"));
+                let (tls, proxy_protocol) = self.outbound(raw, &here);
                 Some(Upstream {
                     name: name?,
+                    tls: tls?,
+                    proxy_protocol: proxy_protocol?,
                     peers: peers?,
                     http2: raw.http2.unwrap_or(false),
                     balance: balance?,
@@ -573,7 +583,7 @@ impl Checker<'_> {
         })
     }
 
-    fn limits(&mut self, raw: &RawLimits, here: &str) -> Option<Limits> {
+    fn upstream_limits(&mut self, raw: &RawLimits, here: &str) -> Option<UpstreamLimits> {
         let mut number = |raw: &Option<Number>, key: &str| {
             let field = format!("{here}.{key}");
             self.number::<u32>(raw.as_ref(), &field, 1..=10_000_000, 10_000_000)
@@ -581,7 +591,7 @@ impl Checker<'_> {
         let requests = number(&raw.requests, "requests");
         let pending = number(&raw.pending, "pending");
         let per_peer = number(&raw.per_peer, "per_peer");
-        Some(Limits {
+        Some(UpstreamLimits {
             requests: requests?,
             pending: pending?,
             per_peer: per_peer?,

@@ -5,7 +5,7 @@ use http::header;
 use pingora::{Result, http::ResponseHeader, prelude::Session};
 
 use super::{forward, host, record::RequestRecord};
-use crate::{config::Redirect, units::PayloadBytes};
+use crate::config::Redirect;
 
 /// Answers with an RFC 9457 problem.
 pub(super) async fn problem(
@@ -19,28 +19,50 @@ pub(super) async fn problem(
 }
 
 /// As above, and says when to come back, seconds.
-pub(super) async fn problem_after(
+async fn problem_after(
     session: &mut Session,
     record: &mut RequestRecord,
     status: u16,
     title: &str,
     retry_after: Option<String>,
 ) -> Result<()> {
+    problem_with(session, record, status, title, |header| match retry_after {
+        Some(seconds) => header.insert_header(header::RETRY_AFTER, seconds),
+        None => Ok(()),
+    })
+    .await
+}
+
+/// As [`problem`], with more headers.
+pub(super) async fn problem_with(
+    session: &mut Session,
+    record: &mut RequestRecord,
+    status: u16,
+    title: &str,
+    more: impl FnOnce(&mut ResponseHeader) -> Result<()>,
+) -> Result<()> {
     let body = serde_json::json!({ "type": "about:blank", "title": title, "status": status });
     let body = Bytes::from(body.to_string());
     let mut header = ResponseHeader::build(status, Some(4))?;
     header.insert_header(header::CONTENT_TYPE, "application/problem+json")?;
     header.insert_header(header::CONTENT_LENGTH, body.len())?;
-    if let Some(seconds) = retry_after {
-        header.insert_header(header::RETRY_AFTER, seconds)?;
-    }
+    more(&mut header)?;
     record.status = status;
+    write_whole(session, record, header, body).await
+}
+
+/// Answers with a header that is complete, and its body.
+pub(super) async fn write_whole(
+    session: &mut Session,
+    record: &mut RequestRecord,
+    header: ResponseHeader,
+    body: Bytes,
+) -> Result<()> {
     record.take_turn();
     if session.req_header().method == http::Method::HEAD {
         // The header as GET would have it, and no body: HTTP/2 would call one an error.
         return session.write_response_header(Box::new(header), true).await;
     }
-    record.response_body += PayloadBytes(body.len() as u64);
     session
         .write_response_header(Box::new(header), false)
         .await?;

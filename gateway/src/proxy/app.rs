@@ -1,7 +1,14 @@
-//! The wrapper around pingora's proxy that sees connections, not requests: it gives each accepted
-//! socket its slot before the first request, and takes it back at the end, whatever the end.
+//! The wrapper around pingora's proxy that sees connections, not requests: it lets them in, reads
+//! a PROXY header, shakes hands, gives each accepted socket its slot before the first request, and
+//! takes it back at the end, whatever the end.
 
-use std::sync::Arc;
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use async_trait::async_trait;
 use bytes::BytesMut;
@@ -11,12 +18,22 @@ use pingora::{
     proxy::HttpProxy,
     server::ShutdownWatch,
 };
+use tokio::{sync::watch, time::timeout};
+use tokio_rustls::TlsAcceptor;
 
 use super::{
     Gateway, Shared,
+    alarm::Desync,
+    connection::Connection,
+    gate::{Admitted, Turned, network_of},
+    generation::Generation,
+    guard::{Guard, Transport},
     lane::{Buffer, Lane},
     meter::EndpointId,
+    proxy_header::{self, Named, Opened},
+    tls,
 };
+use crate::config::{Limits, ListenerIndex, Protection};
 
 /// pingora's default.
 const KEEP_ALIVE_SECONDS: u64 = 60;
@@ -30,43 +47,63 @@ pub struct MeteredApp {
     /// The short way for requests that need nothing more.
     pub lane: Lane,
     /// The listener.
-    pub endpoint: EndpointId,
-    /// Whether plain connections may begin with HTTP/2's preface.
-    pub http2: bool,
-    /// Whether a TLS handshake came before the first request.
-    pub tls: bool,
+    pub listener: ListenerIndex,
 }
 
 #[async_trait]
 impl ServerApp for MeteredApp {
     async fn process_new(
         self: &Arc<Self>,
-        mut stream: Stream,
+        stream: Stream,
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
-        let digest = stream.get_socket_digest();
-        let _closing = digest.map(|digest| {
-            let generation = self.shared.generation.load();
-            let table = &generation.endpoints;
-            self.shared
-                .meter
-                .open(table, &digest, stream.id(), self.endpoint, self.tls);
-            Closing {
-                shared: Arc::clone(&self.shared),
-                digest,
-            }
-        });
-        if self.http2 || stream.selected_alpn_proto() == Some(ALPN::H2) {
-            return self.proxy.process_new(stream, shutdown).await;
-        }
+        let digest = stream.get_socket_digest()?;
+        let peer = *digest.peer_addr()?.as_inet()?;
+        // The configuration this connection is opened by; its requests take the one then in force.
         let generation = self.shared.generation.load_full();
-        let read = if generation.fit.listener(self.lane.listener.0) {
-            drop(generation);
-            self.lane.connection(&mut stream, shutdown).await?
-        } else {
-            Buffer::default()
+        let listener = &generation.config.listeners[self.listener.0];
+        let (name, limits) = (listener.name.as_str(), &listener.protection.limits);
+        let received = Arc::new(AtomicU64::new(0));
+        let opened = match self.open(stream, peer, &generation, &received).await {
+            Ok(opened) => opened,
+            Err(turned) => {
+                self.shared.edge.turned(name, turned);
+                let desync = match turned {
+                    Turned::ProxyHeader => Some(Desync::ProxyHeader),
+                    Turned::TlsHandshake | Turned::TlsTimeout => Some(Desync::Handshake),
+                    _ => None,
+                };
+                if let Some(desync) = desync {
+                    self.alarm(name, peer.ip(), desync, received.load(Ordering::Relaxed));
+                }
+                log::debug!("{name}: {peer}: turned away: {}", turned.reason());
+                return None;
+            }
         };
-        self.full_lane(stream, &read.bytes, shutdown).await;
+        let _admitted = opened.admitted;
+        let meter = &self.shared.meter;
+        let is_tls = matches!(opened.transport, Transport::Tls(..));
+        let endpoint = EndpointId::Listener(self.listener);
+        meter.open(&generation.endpoints, &digest, opened.fd, endpoint, is_tls);
+        let closing = Closing {
+            shared: Arc::clone(&self.shared),
+            digest,
+        };
+        let connection = Arc::new(opened.connection);
+        let h2c = listener.http2 && !is_tls;
+        let guard = self.guard(opened.transport, &connection, limits, h2c, name);
+        let limits = limits.clone();
+        // Or an old configuration lives as long as its last connection.
+        let name = name.to_owned();
+        drop(generation);
+        self.serve(Box::new(guard), &connection, h2c, &limits, shutdown)
+            .await;
+        self.look_back(
+            &name,
+            &connection,
+            &closing.digest,
+            received.load(Ordering::Relaxed),
+        );
         None
     }
 
@@ -75,7 +112,211 @@ impl ServerApp for MeteredApp {
     }
 }
 
+/// A connection whose first request may come.
+struct Ready {
+    transport: Transport,
+    connection: Connection,
+    fd: i32,
+    admitted: Admitted,
+}
+
 impl MeteredApp {
+    /// Who it is, whether it may, and TLS.
+    async fn open(
+        &self,
+        stream: Stream,
+        peer: SocketAddr,
+        generation: &Generation,
+        received: &Arc<AtomicU64>,
+    ) -> Result<Ready, Turned> {
+        let listener = &generation.config.listeners[self.listener.0];
+        let protection = &listener.protection;
+        let limits = &protection.limits;
+        let fd = stream.id();
+        let peer = proxy_header::plain(peer);
+        let from = &protection.proxy_protocol_from;
+        let named = !from.is_empty();
+        if named && !from.iter().any(|net| net.contains(&peer.ip())) {
+            return Err(Turned::ProxyHeader);
+        }
+        // Before the header is read for everybody else: a connection that says nothing counts.
+        let mut admitted = None;
+        if !named {
+            admitted = Some(self.admit(peer, protection)?);
+        }
+        let mut opened = Opened::new(stream);
+        opened.received = Arc::clone(received);
+        let mut client = peer;
+        if named {
+            let header = timeout(limits.handshake_timeout, opened.read_header()).await;
+            match header {
+                Ok(Ok(Named::Client(address))) => client = address,
+                Ok(Ok(Named::Nobody)) => {}
+                Ok(Err(_)) | Err(_) => return Err(Turned::ProxyHeader),
+            }
+        }
+        let admitted = match admitted {
+            Some(admitted) => admitted,
+            None => self.admit(client, protection)?,
+        };
+        let (transport, tls) = match &generation.edge.tls[self.listener.0] {
+            None => (Transport::Plain(opened), None),
+            Some(config) => {
+                let accept = TlsAcceptor::from(Arc::clone(config)).accept(opened);
+                let stream = timeout(limits.handshake_timeout, accept)
+                    .await
+                    .map_err(|_| Turned::TlsTimeout)?
+                    .map_err(|error| {
+                        log::debug!("{}: {client}: TLS handshake: {error}", listener.name);
+                        Turned::TlsHandshake
+                    })?;
+                let (agreed, digest) = tls::agreed(&stream);
+                (
+                    Transport::Tls(Box::new(stream), Arc::new(digest)),
+                    Some(agreed),
+                )
+            }
+        };
+        Ok(Ready {
+            transport,
+            connection: Connection::new(peer, client, tls, limits.requests_per_connection_max),
+            fd,
+            admitted,
+        })
+    }
+
+    /// A connection is over: whether something came on it that no request was.
+    fn look_back(
+        &self,
+        name: &str,
+        connection: &Connection,
+        digest: &Arc<SocketDigest>,
+        received: u64,
+    ) {
+        let leftover = connection.leftover();
+        let (desync, seen) = if connection.refusal().is_some() {
+            (Desync::Refused, leftover)
+        } else if connection.requests_begun() == 0 && received > 0 {
+            (Desync::NoRequest, received)
+        } else if leftover > 0 {
+            (Desync::Leftover, leftover)
+        } else {
+            return;
+        };
+        // The kernel's count has headers and retransmits in it, and what nobody read.
+        let counted = self.shared.meter.find(digest);
+        let counted = counted.map(|tracked| tracked.connection.take_unclaimed().bytes);
+        let bytes = counted.unwrap_or(0).max(seen);
+        self.alarm(name, connection.client.ip(), desync, bytes);
+    }
+
+    fn alarm(&self, name: &str, peer: std::net::IpAddr, desync: Desync, bytes: u64) {
+        self.shared.edge.desync(name, desync, bytes);
+        if let Some(share) = self.shared.alarm.note(network_of(peer), bytes) {
+            log::warn!(
+                "{name}: {peer}: {} bytes on {} connections are in no request, the last for: {}",
+                share.bytes,
+                share.connections,
+                desync.reason()
+            );
+        }
+    }
+
+    fn admit(&self, client: SocketAddr, protection: &Protection) -> Result<Admitted, Turned> {
+        self.shared.gate.admit(
+            self.listener,
+            client.ip(),
+            &protection.access,
+            &protection.limits,
+        )
+    }
+
+    fn guard(
+        &self,
+        transport: Transport,
+        connection: &Arc<Connection>,
+        limits: &Limits,
+        h2c: bool,
+        name: &str,
+    ) -> Guard {
+        let shared = Arc::clone(&self.shared);
+        let listener = name.to_owned();
+        let peer = connection.client;
+        Guard::new(
+            transport,
+            Arc::clone(connection),
+            limits.clone(),
+            h2c,
+            move |refusal| {
+                shared.edge.refused(&listener, refusal);
+                log::info!("{listener}: {peer}: refused: {refusal}");
+            },
+        )
+    }
+
+    /// Until the connection ends; asks it to end when the process does, or it has had its time or
+    /// its requests. HTTP/2 is told by GOAWAY, HTTP/1 by `connection: close`.
+    async fn serve(
+        &self,
+        stream: Stream,
+        connection: &Arc<Connection>,
+        h2c: bool,
+        limits: &Limits,
+        shutdown: &ShutdownWatch,
+    ) {
+        let (leave, leaving) = watch::channel(*shutdown.borrow());
+        let serving = self.lanes(stream, connection, h2c, &leaving);
+        let asking = async {
+            let mut shutdown = shutdown.clone();
+            let age = async {
+                match limits.connection_age_max {
+                    Some(age) => tokio::time::sleep(age).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                _ = shutdown.wait_for(|stop| *stop) => {}
+                () = age => {}
+                () = connection.retire.notified() => {}
+            }
+            let _ = leave.send(true);
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = serving => {}
+            () = asking => {}
+        }
+    }
+}
+
+/// What moves the bytes.
+impl MeteredApp {
+    async fn lanes(
+        &self,
+        mut stream: Stream,
+        connection: &Arc<Connection>,
+        h2c: bool,
+        shutdown: &ShutdownWatch,
+    ) {
+        if h2c || stream.selected_alpn_proto() == Some(ALPN::H2) {
+            self.proxy.process_new(stream, shutdown).await;
+            return;
+        }
+        let generation = self.shared.generation.load_full();
+        let read = if generation.fit.listener(self.listener.0) {
+            drop(generation);
+            let left = self
+                .lane
+                .connection(&mut stream, connection, shutdown)
+                .await;
+            let Some(read) = left else { return };
+            read
+        } else {
+            Buffer::default()
+        };
+        self.full_lane(stream, &read.bytes, shutdown).await;
+    }
+
     /// pingora's own loop over an HTTP/1 connection's requests, begun with what the lean lane has
     /// read.
     async fn full_lane(&self, stream: Stream, read: &[u8], shutdown: &ShutdownWatch) {

@@ -7,9 +7,11 @@
 use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 
 use super::{
+    edge::Edge,
     lane::Fit,
     meter::{EndpointId, EndpointTable, Meter},
     route::Router,
+    tls::TlsError,
     upstream::{self, Pool},
 };
 use crate::{
@@ -34,42 +36,59 @@ pub struct Generation {
     pub endpoints: EndpointTable,
     /// What the lean lane may serve.
     pub fit: Fit,
+    /// TLS and rate limits.
+    pub edge: Edge,
+}
+
+/// A configuration that cannot be brought into force.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The owners of its endpoints cannot be stored.
+    #[error(transparent)]
+    Owners(#[from] StoreError),
+    /// A file it names cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
 }
 
 impl Generation {
     /// The configuration the process starts with.
     ///
     /// # Errors
-    /// The owners of its endpoints cannot be stored.
-    pub fn first(config: Config, meter: &Meter) -> Result<Self, StoreError> {
+    /// See [`BuildError`].
+    pub fn first(config: Config, meter: &Meter) -> Result<Self, BuildError> {
         let pools = config.upstreams.iter().map(Pool::new).map(Arc::new);
-        Self::build(1, pools.collect(), config, meter)
+        let edge = Edge::build(&config, None)?;
+        Self::build(1, pools.collect(), edge, config, meter)
     }
 
     /// The next generation. The listeners must be those of this one, in any order.
     ///
     /// # Errors
-    /// The owners of its endpoints cannot be stored: this generation stays.
-    pub fn next(&self, config: Config, meter: &Meter) -> Result<Self, StoreError> {
+    /// See [`BuildError`]: this generation stays.
+    pub fn next(&self, config: Config, meter: &Meter) -> Result<Self, BuildError> {
         let config = config.with_listeners_ordered_as(&self.config);
         let pools = config.upstreams.iter().map(|upstream| {
             self.pool_of(upstream)
                 .unwrap_or_else(|| Arc::new(Pool::new(upstream)))
         });
-        Self::build(self.number + 1, pools.collect(), config, meter)
+        let edge = Edge::build(&config, Some((&self.config, &self.edge)))?;
+        Self::build(self.number + 1, pools.collect(), edge, config, meter)
     }
 
     fn build(
         number: u64,
         pools: Vec<Arc<Pool>>,
+        edge: Edge,
         config: Config,
         meter: &Meter,
-    ) -> Result<Self, StoreError> {
+    ) -> Result<Self, BuildError> {
         Ok(Self {
             number,
             router: Router::new(&config),
             fit: Fit::of(&config),
             pools,
+            edge,
             endpoints: meter.endpoints(endpoint_names(&config))?,
             config,
         })

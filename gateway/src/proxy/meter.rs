@@ -238,7 +238,11 @@ impl Meter {
         };
         let configured = match route.map(|route| &route.tenant) {
             None | Some(TenantRule::Fixed(_)) => true,
-            Some(TenantRule::Header { default, .. }) => default.as_str() == tenant,
+            Some(
+                TenantRule::Header { default, .. }
+                | TenantRule::Certificate { default, .. }
+                | TenantRule::Claim { default, .. },
+            ) => default.as_str() == tenant,
         };
         let number = if configured {
             self.owners.intern(&owner)

@@ -2,19 +2,24 @@
 //! itself in `Drop`, so that cancellation cannot lose it.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
+use http::{HeaderName, HeaderValue};
 use pingora::{prelude::HttpPeer, protocols::ALPN, upstreams::peer::Peer as _};
 
 use super::{
+    connection::OnConnection,
+    edge::Rate,
     experiment::Assignment,
     generation::Generation,
     meter::{EndpointId, Tracked},
     mirror::MirrorCopy,
     route::Route,
+    strict::Refusal,
+    token::{Claims, Refused},
     upstream::{self, Pool, limits::Admission},
 };
 use crate::{
@@ -63,6 +68,23 @@ pub struct RequestRecord {
     pub(super) response_body: PayloadBytes,
     pub(super) error: Option<String>,
     pub(super) budget: Decision,
+    /// Behind trusted proxies.
+    pub(super) client_ip: Option<IpAddr>,
+    /// This stands for a request that was refused.
+    pub(super) refused: Option<Refusal>,
+    pub(super) body_bytes_max: Option<u64>,
+    /// Response body bytes before compression.
+    pub(super) body_before_coding: u64,
+    /// The client wants nothing stored.
+    pub(super) bypassed_cache: bool,
+    /// What the token says, or why it is refused; None where none is asked for.
+    pub(super) token: Option<Result<Claims, Refused>>,
+    /// What a forward authentication service says of the client.
+    pub(super) vouched: Vec<(HeaderName, HeaderValue)>,
+    /// The rate limit it is closest to.
+    pub(super) rate: Option<Rate>,
+    // Last, so that it is dropped when everything else is done: the next request may begin then.
+    pub(super) connection: Option<OnConnection>,
 }
 
 /// What the client asked, as it goes to the access log.
@@ -136,6 +158,15 @@ impl RequestRecord {
             response_body: PayloadBytes(0),
             error: None,
             budget: Decision::Allow,
+            client_ip: None,
+            refused: None,
+            body_bytes_max: None,
+            body_before_coding: 0,
+            bypassed_cache: false,
+            token: None,
+            vouched: Vec::new(),
+            rate: None,
+            connection: None,
         }
     }
 

@@ -44,6 +44,16 @@ fn every_panel_and_rule_asks_for_metrics_that_exist() {
     );
     let plan = site.plan(GATEWAY_TO_CLIENT.v4.into(), true, Protocol::Http1, 30);
     load::run(&site.hosts.client, &plan).unwrap();
+    // What is no request, so that somebody is behind the alarm.
+    site.hosts
+        .client
+        .run(|| {
+            let address = (GATEWAY_TO_CLIENT.v4, crate::harness::PLAIN);
+            let mut stream = std::net::TcpStream::connect(address).unwrap();
+            std::io::Write::write_all(&mut stream, b"\x16\x03\x01 no request\n").unwrap();
+            let _ = std::io::Read::read_to_end(&mut stream, &mut Vec::new());
+        })
+        .unwrap();
     site.quiet();
     // Nobody listens there: the host drops the SYN, and counts it.
     let nowhere = (GATEWAY_TO_CLIENT.v4, 7);

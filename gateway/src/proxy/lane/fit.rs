@@ -5,7 +5,8 @@
 //! route with it does not fit, and the full lane serves it.
 
 use crate::config::{
-    Action, Balance, Config, HeaderEdits, Lane, Listener, Rewrite, Route, Upstream,
+    Action, Balance, Config, HeaderEdits, Lane, Listener, Policy, Rewrite, Route, TenantRule,
+    Upstream,
 };
 
 /// By place in the configuration.
@@ -31,6 +32,11 @@ impl Fit {
             prices: _,
             retention: _,
             push: _,
+            // Asked for by routes' policies.
+            tokens: _,
+            forward_auth: _,
+            rate_store: _,
+            cache: _,
             budgets,
             text: _,
             listeners,
@@ -75,7 +81,12 @@ fn listener_fits(listener: &Listener) -> bool {
         http2,
         // The handshake is over before either lane begins.
         tls,
+        // The connection's part is done before either lane begins.
+        protection,
     } = listener;
+    if !protection.trusted_proxies.is_empty() || protection.limits.body_bytes_max.is_some() {
+        return false;
+    }
     // A plain connection that may begin with HTTP/2's preface.
     !(*http2 && tls.is_none())
 }
@@ -84,7 +95,7 @@ fn route_fits(route: &Route) -> bool {
     let Route {
         name: _,
         service: _,
-        tenant: _,
+        tenant,
         // Matching is the router's, for both lanes.
         listeners: _,
         hosts: _,
@@ -96,6 +107,7 @@ fn route_fits(route: &Route) -> bool {
         experiments,
         request_timeout,
         try_timeout,
+        policy,
     } = route;
     let forwards = match action {
         Action::Forward {
@@ -112,6 +124,8 @@ fn route_fits(route: &Route) -> bool {
         && experiments.is_empty()
         && request_timeout.is_none()
         && try_timeout.is_none()
+        && matches!(tenant, TenantRule::Fixed(_) | TenantRule::Header { .. })
+        && *policy == Policy::default()
 }
 
 fn upstream_fits(upstream: &Upstream) -> bool {
@@ -119,6 +133,8 @@ fn upstream_fits(upstream: &Upstream) -> bool {
         name: _,
         peers: _,
         http2,
+        tls,
+        proxy_protocol,
         connect_timeout: _,
         read_timeout: _,
         write_timeout: _,
@@ -132,5 +148,5 @@ fn upstream_fits(upstream: &Upstream) -> bool {
         check: _,
         limits: _,
     } = upstream;
-    !*http2 && !matches!(balance, Balance::Hash(_))
+    !*http2 && !matches!(balance, Balance::Hash(_)) && tls.is_none() && proxy_protocol.is_none()
 }

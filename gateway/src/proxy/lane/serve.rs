@@ -19,6 +19,7 @@ use crate::{
     owner::Quality,
     proxy::{
         Shared, X_TIMEOUT,
+        connection::{Connection, OnConnection},
         meter::{EndpointId, Tracked},
         new_request_id,
         record::{Leg, RequestLine, RequestRecord},
@@ -45,8 +46,6 @@ pub struct Lane {
     pub shared: Arc<Shared>,
     /// Which listener.
     pub listener: ListenerIndex,
-    /// The listener's TLS.
-    pub tls: bool,
     /// Kept upstream connections.
     pub pools: Arc<Pools>,
 }
@@ -54,7 +53,7 @@ pub struct Lane {
 /// The client's side.
 struct Client<'a> {
     stream: &'a mut Stream,
-    address: Option<SocketAddr>,
+    connection: Arc<Connection>,
     tracked: Option<Tracked>,
 }
 
@@ -95,18 +94,16 @@ impl Lane {
     pub async fn connection(
         &self,
         stream: &mut Stream,
+        connection: &Arc<Connection>,
         shutdown: &ShutdownWatch,
     ) -> Option<Buffer> {
         let digest = stream.get_socket_digest();
         let tracked = digest
             .as_ref()
             .and_then(|digest| self.shared.meter.find(digest));
-        let address = digest
-            .as_ref()
-            .and_then(|digest| digest.peer_addr()?.as_inet().copied());
         let mut client = Client {
             stream,
-            address,
+            connection: Arc::clone(connection),
             tracked,
         };
         let mut shutdown = shutdown.clone();
@@ -201,6 +198,10 @@ impl Lane {
 
     /// Everything that is decided from the head alone.
     fn plan(&self, client: &Client<'_>, bytes: &[u8], draining: bool) -> Plan {
+        // What stands for a refused request is answered by the full lane.
+        if client.connection.refusal().is_some() {
+            return Plan::Full;
+        }
         let mut lines = [httparse::EMPTY_HEADER; HEADERS_MAX];
         let head = match head::request(bytes, &mut lines) {
             Ok(Some(head)) => head,
@@ -259,8 +260,8 @@ impl Lane {
             .map_or_else(new_request_id, str::to_owned);
         let mut outbound = Buffer::take();
         let forwarded = Forwarded {
-            client: client.address.map(|address| address.ip()),
-            tls: self.tls,
+            client: Some(client.connection.client.ip()),
+            tls: client.connection.tls.is_some(),
             id: &id,
         };
         forward::request(&mut outbound.bytes, &head, &forwarded);
@@ -271,13 +272,12 @@ impl Lane {
             host: host.to_owned(),
             path: path.to_owned(),
             version: "HTTP/1.1",
-            client_address: client
-                .address
-                .map(|address| address.to_string())
-                .unwrap_or_default(),
+            client_address: client.connection.client.to_string(),
             listener: Arc::from(config.listeners[self.listener.0].name.as_str()),
         };
         record.begin(line);
+        record.client_ip = Some(client.connection.client.ip());
+        record.connection = Some(OnConnection::new(Arc::clone(&client.connection)));
         if let Some(tracked) = &client.tracked {
             let owner = self.shared.meter.route_owner(
                 &record.generation.endpoints,
@@ -301,7 +301,7 @@ impl Lane {
                 retry::is_harmless(&record, &method, has_key)
             },
             to_head: method == http::Method::HEAD,
-            keep_alive: head.keep_alive && !draining,
+            keep_alive: head.keep_alive && !draining && !client.connection.is_spent(),
             record,
         }))
     }

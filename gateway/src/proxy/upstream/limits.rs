@@ -49,7 +49,7 @@ pub struct Gate {
 }
 
 impl Gate {
-    pub(super) fn new(limits: &config::Limits) -> Self {
+    pub(super) fn new(limits: &config::UpstreamLimits) -> Self {
         Self {
             requests: AtomicU32::new(0),
             pending: AtomicU32::new(0),
@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     fn limits_are_given_back() {
-        let gate = Arc::new(Gate::new(&config::Limits {
+        let gate = Arc::new(Gate::new(&config::UpstreamLimits {
             requests: 2,
             pending: 1,
             per_peer: 1,
