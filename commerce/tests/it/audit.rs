@@ -192,6 +192,11 @@ async fn damage_is_found_on_postgres_as_well() {
     let original = original.rsplit('/').next().unwrap();
     for (n, (damage, expected)) in cases.iter().enumerate() {
         let copy = format!("{original}_damaged_{n}");
+        // A template may have no sessions, and the service's pool closes its own in its time.
+        let end = format!(
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = '{original}'"
+        );
+        server.query("postgres", &end).unwrap();
         let create = format!("CREATE DATABASE {copy} TEMPLATE {original}");
         server.query("postgres", &create).unwrap();
         server.query(&copy, damage).unwrap();
