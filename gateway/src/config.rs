@@ -26,6 +26,7 @@ mod protect;
 mod raw;
 mod route;
 mod shape;
+mod tenant;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -62,6 +63,7 @@ pub use self::protect::{Access, Limits, Protection, RateKey, RateLimit};
 pub use self::route::{
     Action, Backend, HeaderEdits, Match, Mirror, PathEdit, Redirect, Rewrite, Route, ValuePattern,
 };
+pub use self::tenant::{HostTemplate, PathTemplate};
 pub use self::tls::{ClientCertificates, KeyPair, ProxyVersion, Tls, TlsVersion, UpstreamTls};
 pub use self::upstream::{
     Balance, CheckKind, Ejection, HashKey, HealthCheck, Peer, PeerAddress, Retry, Upstream,

@@ -242,9 +242,10 @@ impl ProxyHttp for Gateway {
         }
         record.token = Self::verify(request, record);
         let rule = record.route.as_deref().map(|route| &route.tenant);
-        let named = rule.and_then(|rule| edge::tenant_of(rule, record));
-        record.tenant =
-            named.unwrap_or_else(|| tenant(rule, |name| request.headers.get(name)?.to_str().ok()));
+        let named = tenant(rule, record, host, path, |name| {
+            request.headers.get(name)?.to_str().ok()
+        });
+        record.tenant = named;
         record.begin(self.request_line(session, record));
         Self::enable_compression(session, record);
         let request = session.req_header();
@@ -753,23 +754,39 @@ fn host(request: &RequestHeader) -> Option<&str> {
 /// On whose account a request goes; `header` looks a request header up.
 fn tenant<'h>(
     rule: Option<&TenantRule>,
+    record: &RequestRecord,
+    host: Option<&str>,
+    path: &str,
     header: impl Fn(&HeaderName) -> Option<&'h str>,
 ) -> Box<str> {
+    let Some(rule) = rule else {
+        return "none".into();
+    };
+    named(rule, record, host, path, &header).unwrap_or_else(|| rule.fallback().as_str().into())
+}
+
+/// The tenant that a request names by a rule. A client's word becomes a metric label: only a
+/// well-formed name may.
+fn named<'h>(
+    rule: &TenantRule,
+    record: &RequestRecord,
+    host: Option<&str>,
+    path: &str,
+    header: &impl Fn(&HeaderName) -> Option<&'h str>,
+) -> Option<Box<str>> {
     match rule {
-        None => "none".into(),
-        Some(TenantRule::Fixed(name)) => name.as_str().into(),
-        Some(TenantRule::Header {
-            header: name,
-            default,
-        }) => header(name)
-            // A client's word becomes a metric label: only a well-formed name may.
+        TenantRule::Fixed(name) => Some(name.as_str().into()),
+        TenantRule::Header { header: name, .. } => header(name)
             .filter(|value| Name::is_valid(value))
-            .unwrap_or(default.as_str())
-            .into(),
-        // What a connection or a token says is asked of them first.
-        Some(TenantRule::Certificate { default, .. } | TenantRule::Claim { default, .. }) => {
-            default.as_str().into()
+            .map(Into::into),
+        TenantRule::Certificate { .. } | TenantRule::Claim { .. } => {
+            edge::verified_tenant(rule, record)
         }
+        TenantRule::Host { template, .. } => template.tenant(host?),
+        TenantRule::Path { template, .. } => template.tenant(path),
+        TenantRule::FirstOf { rules, .. } => rules
+            .iter()
+            .find_map(|rule| named(rule, record, host, path, header)),
     }
 }
 

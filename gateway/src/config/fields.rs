@@ -193,6 +193,8 @@ const EXAMPLES: &[(&str, &str)] = &[
         r#"certificate = "alternative_name""#,
     ),
     ("routes.tenant.claim", r#"claim = "tenant""#),
+    ("routes.tenant.host", r#"host = "{tenant}.shop.example""#),
+    ("routes.tenant.path", r#"path = "/t/{tenant}""#),
     ("classes", "[[classes]]"),
     ("classes.name", r#"name = "internet""#),
     ("classes.cidrs", r#"cidrs = ["0.0.0.0/0", "::/0"]"#),

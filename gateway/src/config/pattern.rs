@@ -6,6 +6,7 @@ use std::net::Ipv6Addr;
 use http::HeaderName;
 
 use super::Name;
+use super::tenant::{HostTemplate, PathTemplate};
 
 /// A host a route is for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -228,6 +229,28 @@ pub enum TenantRule {
         /// When there is no token, or the claim is no valid [`Name`].
         default: Name,
     },
+    /// The tenant that a label of the host names.
+    Host {
+        /// Which label.
+        template: HostTemplate,
+        /// When the host is another or the label no valid [`Name`].
+        default: Name,
+    },
+    /// The tenant that a segment of the path names.
+    Path {
+        /// Which segment.
+        template: PathTemplate,
+        /// When the path is another or the segment no valid [`Name`].
+        default: Name,
+    },
+    /// The first of several that names one: what is verified before what a client merely says,
+    /// and where a request goes before what it carries.
+    FirstOf {
+        /// In this order.
+        rules: Vec<TenantRule>,
+        /// When none does.
+        default: Name,
+    },
 }
 
 /// Which name of a client certificate.
@@ -241,13 +264,55 @@ pub enum CertificatePart {
     CommonName,
 }
 
+impl TenantRule {
+    /// Whose the requests are that name no tenant.
+    #[must_use]
+    pub fn fallback(&self) -> &Name {
+        match self {
+            Self::Fixed(name) => name,
+            Self::Header { default, .. }
+            | Self::Certificate { default, .. }
+            | Self::Claim { default, .. }
+            | Self::Host { default, .. }
+            | Self::Path { default, .. }
+            | Self::FirstOf { default, .. } => default,
+        }
+    }
+}
+
+impl TenantRule {
+    /// Whether it asks for what was verified about the client.
+    #[must_use]
+    pub fn needs_identity(&self) -> bool {
+        match self {
+            Self::Certificate { .. } | Self::Claim { .. } => true,
+            Self::FirstOf { rules, .. } => rules.iter().any(Self::needs_identity),
+            Self::Fixed(_) | Self::Header { .. } | Self::Host { .. } | Self::Path { .. } => false,
+        }
+    }
+
+    /// Where the tenant is read, in words.
+    fn source(&self) -> String {
+        match self {
+            Self::Fixed(name) => name.to_string(),
+            Self::Header { header, .. } => format!("header {header}"),
+            Self::Certificate { .. } => "client certificate".into(),
+            Self::Claim { claim, .. } => format!("claim {claim}"),
+            Self::Host { template, .. } => format!("host {template}"),
+            Self::Path { template, .. } => format!("path {template}"),
+            Self::FirstOf { rules, .. } => {
+                let sources: Vec<String> = rules.iter().map(Self::source).collect();
+                sources.join(", ")
+            }
+        }
+    }
+}
+
 impl fmt::Display for TenantRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Fixed(name) => name.fmt(f),
-            Self::Header { header, default } => write!(f, "header {header} or {default}"),
-            Self::Certificate { default, .. } => write!(f, "client certificate or {default}"),
-            Self::Claim { claim, default } => write!(f, "claim {claim} or {default}"),
+            rule => write!(f, "{} or {}", rule.source(), rule.fallback()),
         }
     }
 }

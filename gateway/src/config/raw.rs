@@ -178,7 +178,7 @@ pub(super) struct RawWeightedPeer {
     pub(super) weight: Option<Number>,
 }
 
-/// `"name"` or `{ header = "…", default = "…" }`, or `certificate` or `claim` for `header`.
+/// `"name"`, or a table with one or more of `claim`, `certificate`, `host`, `path` and `header`.
 pub(super) enum RawTenant {
     Fixed(String),
     Header(RawTenantHeader),
@@ -190,6 +190,8 @@ pub(super) struct RawTenantHeader {
     pub(super) header: Option<Text>,
     pub(super) certificate: Option<Text>,
     pub(super) claim: Option<Text>,
+    pub(super) host: Option<Text>,
+    pub(super) path: Option<Text>,
     pub(super) default: Option<Text>,
 }
 
@@ -226,7 +228,7 @@ impl<'de> Deserialize<'de> for RawPeer {
 impl<'de> Deserialize<'de> for RawTenant {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(TextOrTable {
-            expected: "a name or a table with `header`, `certificate` or `claim`, and `default`",
+            expected: "a name or a table with `claim`, `certificate`, `host`, `path` or `header`, and `default`",
             text: |text| Self::Fixed(text),
             table: |table| Self::Header(table),
             table_type: std::marker::PhantomData,

@@ -18,7 +18,7 @@ use super::protect::{RawAccess, RawRateLimit};
 use super::raw::{Number, RawConfig, RawTenant, RawTenantHeader, Text};
 use super::traffic::Known;
 use super::{
-    CertificatePart, ExperimentIndex, HostPattern, ListenerIndex, Name, PathPattern, Policy, Regex,
+    CertificatePart, ExperimentIndex, HostPattern, HostTemplate, PathTemplate, ListenerIndex, Name, PathPattern, Policy, Regex,
     TenantRule, UpstreamIndex,
 };
 
@@ -517,11 +517,13 @@ impl Checker<'_> {
         };
         match tenant.get_ref() {
             RawTenant::Fixed(text) => self.name(text, tenant.span(), field).map(TenantRule::Fixed),
-            RawTenant::Header(table) => self.tenant_from(table, tenant.span(), field),
+            RawTenant::Header(table) => self.tenant_of(table, tenant.span(), field),
         }
     }
 
-    fn tenant_from(
+    /// The rules of a table, in their fixed order: what is verified before what a client says, and where a request
+    /// goes before what it carries.
+    fn tenant_of(
         &mut self,
         table: &RawTenantHeader,
         at: Range<usize>,
@@ -530,43 +532,65 @@ impl Checker<'_> {
         let default = match &table.default {
             Some(text) => self.name(text.get_ref(), text.span(), &format!("{field}.default")),
             None => Name::new("none"),
-        };
-        match (&table.header, &table.certificate, &table.claim) {
-            (Some(text), None, None) => {
-                let header: Option<HeaderName> = text.get_ref().parse().ok();
-                if header.is_none() {
-                    let wrong = format!("\"{}\" is not a header name", text.get_ref());
-                    let fix = "write such as `header = \"x-tenant\"`";
-                    self.report(text.span(), format!("{field}.header"), wrong, fix);
-                }
-                Some(TenantRule::Header {
-                    header: header?,
-                    default: default?,
-                })
-            }
-            (None, Some(text), None) => {
-                let known = [
-                    ("name", CertificatePart::Name),
-                    ("alternative_name", CertificatePart::AlternativeName),
-                    ("common_name", CertificatePart::CommonName),
-                ];
-                let part = self.choice(text, &format!("{field}.certificate"), &known);
-                Some(TenantRule::Certificate {
-                    part: part?,
-                    default: default?,
-                })
-            }
-            (None, None, Some(text)) => Some(TenantRule::Claim {
+        }?;
+        let mut rules = Vec::new();
+        if let Some(text) = &table.claim {
+            rules.push(Some(TenantRule::Claim {
                 claim: text.get_ref().as_str().into(),
-                default: default?,
-            }),
-            _ => {
-                let wrong = "needs one of `header`, `certificate` and `claim`";
+                default: default.clone(),
+            }));
+        }
+        if let Some(text) = &table.certificate {
+            let known = [
+                ("name", CertificatePart::Name),
+                ("alternative_name", CertificatePart::AlternativeName),
+                ("common_name", CertificatePart::CommonName),
+            ];
+            let part = self.choice(text, &format!("{field}.certificate"), &known);
+            rules.push(part.map(|part| TenantRule::Certificate {
+                part,
+                default: default.clone(),
+            }));
+        }
+        if let Some(text) = &table.host {
+            let template = HostTemplate::parse(text.get_ref());
+            let template = self.accepted(template, text, &format!("{field}.host"));
+            rules.push(template.map(|template| TenantRule::Host {
+                template,
+                default: default.clone(),
+            }));
+        }
+        if let Some(text) = &table.path {
+            let template = PathTemplate::parse(text.get_ref());
+            let template = self.accepted(template, text, &format!("{field}.path"));
+            rules.push(template.map(|template| TenantRule::Path {
+                template,
+                default: default.clone(),
+            }));
+        }
+        if let Some(text) = &table.header {
+            let header: Option<HeaderName> = text.get_ref().parse().ok();
+            if header.is_none() {
+                let wrong = format!("\"{}\" is not a header name", text.get_ref());
+                let fix = "write such as `header = \"x-tenant\"`";
+                self.report(text.span(), format!("{field}.header"), wrong, fix);
+            }
+            rules.push(header.map(|header| TenantRule::Header {
+                header,
+                default: default.clone(),
+            }));
+        }
+        let mut rules = rules.into_iter().collect::<Option<Vec<TenantRule>>>()?;
+        match rules.len() {
+            0 => {
+                let wrong = "says nowhere to read the tenant from";
                 let fix =
                     "write such as `tenant = { header = \"x-tenant\", default = \"public\" }`";
                 self.report(at, field, wrong, fix);
                 None
             }
+            1 => rules.pop(),
+            _ => Some(TenantRule::FirstOf { rules, default }),
         }
     }
 

@@ -204,6 +204,7 @@ upstream = "orders"
 
 [[routes]]
 name = "rest"
+tenant = { host = "{tenant}.shop.example", path = "/t/{tenant}" }
 upstream = "orders"
 
 [[classes]]
@@ -369,7 +370,7 @@ route       old on public,secure: * old.example/old/* or GET old.example/older/*
 route       oldest on public,secure: * oldest.example/a or * oldest.example ~/b+ -> redirect 302 (service oldest, tenant none)
 route       orders-create on public: POST shop.example,*.shop.example/api/v1/orders/* -> orders (service commerce, tenant header x-tenant or public)
 route       health on public,secure: * */healthz -> orders (service orders, tenant ops)
-route       rest on public,secure: * */* -> orders (service orders, tenant none)
+route       rest on public,secure: * */* -> orders (service orders, tenant host {tenant}.shop.example, path /t/{tenant} or none)
 class       internet: 0.0.0.0/0 ::/0
 class       zone-b: 10.2.0.0/16
 price       internet-out client tx: 0.09 USD per 1073741824 bytes

@@ -389,30 +389,26 @@ impl Gateway {
     }
 }
 
-/// The tenant that the connection or a verified token names.
-pub(super) fn tenant_of(rule: &TenantRule, record: &RequestRecord) -> Option<Box<str>> {
-    let (named, default) = match rule {
-        TenantRule::Certificate { part, default } => {
+/// The tenant that the connection or a verified token names; None where nothing was verified.
+pub(super) fn verified_tenant(rule: &TenantRule, record: &RequestRecord) -> Option<Box<str>> {
+    let named = match rule {
+        TenantRule::Certificate { part, .. } => {
             let tls = record.connection.as_ref().and_then(|c| c.tls.as_ref());
-            let identity = tls.and_then(|tls| tls.identity.as_ref());
-            let name = identity.and_then(|identity| match part {
+            let identity = tls.and_then(|tls| tls.identity.as_ref())?;
+            match part {
                 CertificatePart::Name => identity.name(),
                 CertificatePart::AlternativeName => identity.alternative_name.as_deref(),
                 CertificatePart::CommonName => identity.common_name.as_deref(),
-            });
-            (name.map(str::to_owned), default)
+            }
+            .map(str::to_owned)
         }
-        TenantRule::Claim { claim, default } => {
-            let named = match &record.token {
-                Some(Ok(claims)) => token::claim(claims, claim),
-                _ => None,
-            };
-            (named, default)
-        }
-        TenantRule::Fixed(_) | TenantRule::Header { .. } => return None,
+        TenantRule::Claim { claim, .. } => match &record.token {
+            Some(Ok(claims)) => token::claim(claims, claim),
+            _ => None,
+        },
+        _ => None,
     };
-    let named = named.filter(|name| Name::is_valid(name));
-    Some(named.map_or_else(|| default.as_str().into(), Into::into))
+    named.filter(|name| Name::is_valid(name)).map(Into::into)
 }
 
 fn declared_length(request: &RequestHeader) -> Option<u64> {

@@ -15,6 +15,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 pub struct Example {
     child: Child,
     pub admin: SocketAddr,
+    pub listen: SocketAddr,
     pub directory: tempfile::TempDir,
 }
 
@@ -53,6 +54,7 @@ impl Example {
         let mut example = Self {
             child,
             admin,
+            listen,
             directory,
         };
         let started = Instant::now();
@@ -131,4 +133,41 @@ fn two_gateways_share_a_ledger_and_the_same_one_twice_does_not() {
 
 fn lines(path: &Path) -> usize {
     std::fs::read_to_string(path).unwrap().lines().count()
+}
+
+#[test]
+fn tenants_come_from_the_first_place_that_names_one() {
+    use std::io::{Read as _, Write as _};
+    let example = Example::run("tenants.toml", &[("127.0.0.1:9000", "127.0.0.1:1")], "");
+    let cases = [
+        ("acme.shop.example", "/t/globex", "initech", "acme"),
+        ("ACME.shop.example:8080", "/", "initech", "acme"),
+        ("shop.example", "/t/globex/orders", "initech", "globex"),
+        ("shop.example", "/t", "initech", "initech"),
+        ("shop.example", "/", "No Name", "public"),
+    ];
+    for (host, path, header, _) in cases {
+        let mut stream = std::net::TcpStream::connect(example.listen).unwrap();
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nHost: {host}\r\nX-Tenant: {header}\r\nConnection: close\r\n\r\n"
+        )
+        .unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+    }
+    let path = example.directory.path().join("access.jsonl");
+    let started = Instant::now();
+    let text = loop {
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        if text.lines().count() == cases.len() {
+            break text;
+        }
+        assert!(started.elapsed() < DEADLINE, "{text}{}", example.log());
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    for (line, (host, path, _, tenant)) in text.lines().zip(cases) {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert_eq!(line["tenant"], tenant, "{host}{path}: {line}");
+    }
 }

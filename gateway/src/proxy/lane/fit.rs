@@ -5,7 +5,7 @@
 //! route with it does not fit, and the full lane serves it.
 
 use crate::config::{
-    Action, Balance, Config, HeaderEdits, Lane, Listener, Policy, Rewrite, Route, TenantRule,
+    Action, Balance, Config, HeaderEdits, Lane, Listener, Policy, Rewrite, Route,
     Upstream,
 };
 
@@ -124,7 +124,7 @@ fn route_fits(route: &Route) -> bool {
         && experiments.is_empty()
         && request_timeout.is_none()
         && try_timeout.is_none()
-        && matches!(tenant, TenantRule::Fixed(_) | TenantRule::Header { .. })
+        && !tenant.needs_identity()
         && *policy == Policy::default()
 }
 

@@ -254,7 +254,8 @@ impl Lane {
             return Plan::Full;
         };
         record.upstream = Some(upstream);
-        record.tenant = tenant(Some(&route.tenant), lookup);
+        let named = tenant(Some(&route.tenant), &record, Some(host), path, lookup);
+        record.tenant = named;
         let id = lookup(&crate::proxy::X_REQUEST_ID)
             .filter(|id| !id.is_empty() && id.len() <= 128)
             .map_or_else(new_request_id, str::to_owned);
