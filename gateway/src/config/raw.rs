@@ -181,7 +181,7 @@ pub(super) struct RawWeightedPeer {
 /// `"name"`, or a table with one or more of `claim`, `certificate`, `host`, `path` and `header`.
 pub(super) enum RawTenant {
     Fixed(String),
-    Header(RawTenantHeader),
+    Header(Box<RawTenantHeader>),
 }
 
 #[derive(Deserialize)]
@@ -230,7 +230,7 @@ impl<'de> Deserialize<'de> for RawTenant {
         deserializer.deserialize_any(TextOrTable {
             expected: "a name or a table with `claim`, `certificate`, `host`, `path` or `header`, and `default`",
             text: |text| Self::Fixed(text),
-            table: |table| Self::Header(table),
+            table: |table| Self::Header(Box::new(table)),
             table_type: std::marker::PhantomData,
         })
     }
