@@ -242,6 +242,7 @@ impl ProxyHttp for Gateway {
         }
         record.token = Self::verify(request, record);
         let rule = record.route.as_deref().map(|route| &route.tenant);
+        let (host, path) = (host(request), request.uri.path());
         let named = tenant(rule, record, host, path, |name| {
             request.headers.get(name)?.to_str().ok()
         });

@@ -18,8 +18,8 @@ use super::protect::{RawAccess, RawRateLimit};
 use super::raw::{Number, RawConfig, RawTenant, RawTenantHeader, Text};
 use super::traffic::Known;
 use super::{
-    CertificatePart, ExperimentIndex, HostPattern, HostTemplate, PathTemplate, ListenerIndex, Name, PathPattern, Policy, Regex,
-    TenantRule, UpstreamIndex,
+    CertificatePart, ExperimentIndex, HostPattern, HostTemplate, ListenerIndex, Name, PathPattern,
+    PathTemplate, Policy, Regex, TenantRule, UpstreamIndex,
 };
 
 /// Which requests go to which upstream, and on whose account.

@@ -241,7 +241,10 @@ impl Meter {
             Some(
                 TenantRule::Header { default, .. }
                 | TenantRule::Certificate { default, .. }
-                | TenantRule::Claim { default, .. },
+                | TenantRule::Claim { default, .. }
+                | TenantRule::Host { default, .. }
+                | TenantRule::Path { default, .. }
+                | TenantRule::FirstOf { default, .. },
             ) => default.as_str() == tenant,
         };
         let number = if configured {

@@ -5,8 +5,7 @@
 //! route with it does not fit, and the full lane serves it.
 
 use crate::config::{
-    Action, Balance, Config, HeaderEdits, Lane, Listener, Policy, Rewrite, Route,
-    Upstream,
+    Action, Balance, Config, HeaderEdits, Lane, Listener, Policy, Rewrite, Route, Upstream,
 };
 
 /// By place in the configuration.
