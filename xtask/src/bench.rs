@@ -10,6 +10,7 @@ mod load;
 mod open_loop;
 mod peers;
 mod proxy;
+mod sidecar;
 mod site;
 
 use std::path::PathBuf;
@@ -25,6 +26,8 @@ pub enum Bench {
     /// nginx, HAProxy, Envoy and edgemeter on the same work: CPU a request, latency, memory an
     /// idle connection, start time.
     Proxy(proxy::Options),
+    /// A call between two services: direct, observed, through one edgemeter, through two Envoys.
+    Sidecar(sidecar::Options),
     /// The order service: durable orders a second, direct and through the gateway, and what a
     /// kill -9 leaves.
     Commerce(commerce::Options),
@@ -37,6 +40,7 @@ pub enum Bench {
 pub fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Proxy(options) => proxy::run(options),
+        Bench::Sidecar(options) => sidecar::run(options),
         Bench::Commerce(options) => commerce::run(options),
     }
 }

@@ -16,7 +16,7 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use super::peers::port;
 use super::site::Site;
 use crate::host;
-use crate::netns::GATEWAY_TO_CLIENT;
+use crate::netns::{GATEWAY_TO_CLIENT, Namespace};
 
 /// What a client measured.
 #[derive(Clone, Copy, Debug, Default)]
@@ -164,16 +164,7 @@ pub(super) fn fresh_connections(
             while let Some(worker) = workers.join_next().await {
                 times_us.append(&mut worker??);
             }
-            ensure!(!times_us.is_empty(), "no request was answered");
-            times_us.sort_unstable();
-            let requests = u64::try_from(times_us.len())?;
-            let at = |percent: usize| times_us[(times_us.len() - 1) * percent / 100];
-            Ok(Outcome {
-                requests,
-                rate: requests * 1000 / u64::try_from(started.elapsed().as_millis().max(1))?,
-                p50_us: at(50),
-                p99_us: at(99),
-            })
+            summary(times_us, started.elapsed())
         })
     })?
 }
@@ -216,6 +207,114 @@ pub(super) fn first_answer(site: &Site, started: Instant, patience: Duration) ->
     })?
 }
 
+/// Calls at a fixed rate whatever the answers do; latency counts from when a call was due, so
+/// that a stall is charged for every call it delays.
+pub(super) fn steady(
+    host: &Namespace,
+    address: SocketAddr,
+    rate: u64,
+    connections: u32,
+    duration: Duration,
+) -> Result<Outcome> {
+    host.run(move || {
+        runtime()?.block_on(async move {
+            // Each connection takes every n-th call.
+            let period = Duration::from_nanos(1_000_000_000 * u64::from(connections) / rate);
+            let mut workers = tokio::task::JoinSet::new();
+            let began = Instant::now();
+            for number in 0..connections {
+                workers.spawn(async move {
+                    let mut stream = TcpStream::connect(address).await?;
+                    stream.set_nodelay(true)?;
+                    let mut due = began + period * number / connections;
+                    let mut times_us = Vec::new();
+                    let mut answer = Vec::with_capacity(4096);
+                    while due < began + duration {
+                        tokio::time::sleep_until(due.into()).await;
+                        get_1k(&mut stream, &mut answer, "keep-alive").await?;
+                        times_us.push(u64::try_from(due.elapsed().as_micros())?);
+                        due += period;
+                    }
+                    anyhow::Ok(times_us)
+                });
+            }
+            let mut times_us = Vec::new();
+            while let Some(worker) = workers.join_next().await {
+                times_us.append(&mut worker??);
+            }
+            summary(times_us, began.elapsed())
+        })
+    })?
+}
+
+/// Waits until somebody answers at an address.
+pub(super) fn await_answer(
+    host: &Namespace,
+    address: SocketAddr,
+    patience: Duration,
+) -> Result<()> {
+    host.run(move || {
+        let runtime = runtime()?;
+        let began = Instant::now();
+        loop {
+            let asked = runtime.block_on(async {
+                let mut stream = TcpStream::connect(address).await?;
+                get_1k(&mut stream, &mut Vec::new(), "close").await
+            });
+            match asked {
+                Ok(()) => return Ok(()),
+                Err(error) if began.elapsed() > patience => return Err(error),
+                Err(_) => std::thread::sleep(Duration::from_millis(20)),
+            }
+        }
+    })?
+}
+
+fn summary(mut times_us: Vec<u64>, took: Duration) -> Result<Outcome> {
+    ensure!(!times_us.is_empty(), "no request was answered");
+    times_us.sort_unstable();
+    let requests = u64::try_from(times_us.len())?;
+    let at = |percent: usize| times_us[(times_us.len() - 1) * percent / 100];
+    Ok(Outcome {
+        requests,
+        rate: requests * 1000 / u64::try_from(took.as_millis().max(1))?,
+        p50_us: at(50),
+        p99_us: at(99),
+    })
+}
+
+/// Asks for 1 KiB on an open connection and checks it.
+async fn get_1k(
+    stream: &mut (impl Connected + ?Sized),
+    answer: &mut Vec<u8>,
+    connection: &str,
+) -> Result<()> {
+    let request =
+        format!("GET /1k HTTP/1.1\r\nhost: bench.test\r\nconnection: {connection}\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    answer.clear();
+    loop {
+        let complete = answer
+            .windows(4)
+            .position(|window| window == b"\r\n\r\n")
+            .is_some_and(|end| answer.len() >= end + 4 + 1024);
+        if complete {
+            break;
+        }
+        let read = stream.read_buf(answer).await?;
+        ensure!(
+            read > 0,
+            "the connection closed before the answer was whole"
+        );
+    }
+    ensure!(
+        answer.starts_with(b"HTTP/1.1 200 "),
+        "wrong answer: {}",
+        String::from_utf8_lossy(&answer[..answer.len().min(60)])
+    );
+    Ok(())
+}
+
 struct Connector {
     address: SocketAddr,
     tls: Option<TlsConnector>,
@@ -251,30 +350,9 @@ impl Connector {
                 Box::new(tls.connect(name, tcp).await?)
             }
         };
-        let connection = if close { "close" } else { "keep-alive" };
-        let request =
-            format!("GET /1k HTTP/1.1\r\nhost: bench.test\r\nconnection: {connection}\r\n\r\n");
-        stream.write_all(request.as_bytes()).await?;
         let mut answer = Vec::with_capacity(2048);
-        loop {
-            let complete = answer
-                .windows(4)
-                .position(|window| window == b"\r\n\r\n")
-                .is_some_and(|end| answer.len() >= end + 4 + 1024);
-            if complete {
-                break;
-            }
-            let read = stream.read_buf(&mut answer).await?;
-            ensure!(
-                read > 0,
-                "the connection closed before the answer was whole"
-            );
-        }
-        ensure!(
-            answer.starts_with(b"HTTP/1.1 200 "),
-            "wrong answer: {}",
-            String::from_utf8_lossy(&answer[..answer.len().min(60)])
-        );
+        let connection = if close { "close" } else { "keep-alive" };
+        get_1k(stream.as_mut(), &mut answer, connection).await?;
         if close {
             // Also the peer's side of the close, for it belongs to the work.
             let _ = stream.shutdown().await;

