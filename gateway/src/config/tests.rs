@@ -971,7 +971,7 @@ fn protection_is_refused_precisely() {
         (
             r#"tenant = { claim = "tenant" }"#,
             "tenant = { default = \"x\" }",
-            "routes[2].tenant: needs one of `header`, `certificate` and `claim`; fix: write such as `tenant = { header = \"x-tenant\", default = \"public\" }`",
+            "routes[2].tenant: says nowhere to read the tenant from; fix: write such as `tenant = { header = \"x-tenant\", default = \"public\" }`",
         ),
     ] {
         let found = edge(from, to);
