@@ -139,6 +139,7 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
         );
         Some(started.context("cannot start the budget thread")?)
     };
+    ledger.begin_by_second(!config.retention.seconds.is_zero());
     let retention = RetentionThread::start(ledger.clone(), config.retention, Arc::clone(&view))
         .context("cannot start the retention thread")?;
     let access_log = config

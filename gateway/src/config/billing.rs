@@ -102,6 +102,8 @@ impl Checker<'_> {
     }
 
     pub(super) fn retention(&mut self, raw: &RawRetention) -> Option<Retention> {
+        let seconds = raw.seconds_for_minutes.as_ref();
+        let seconds = self.number::<u64>(seconds, "retention.seconds_for_minutes", 0..=1_440, 0)?;
         let mut days = |raw: Option<&Number>, key: &str, default: Duration| {
             let default = i64::try_from(default.as_secs() / SECONDS_A_DAY).unwrap_or(1);
             let field = format!("retention.{key}");
@@ -129,6 +131,7 @@ impl Checker<'_> {
         }
         let days = |days: u64| Duration::from_secs(days * SECONDS_A_DAY);
         Some(Retention {
+            seconds: Duration::from_secs(seconds * 60),
             minutes: days(minutes),
             hours: days(hours),
             days: days(kept),

@@ -28,6 +28,7 @@ const EXAMPLES: &[(&str, &str)] = &[
         r#"ledger = "postgres://edgemeter@db.example/bill""#,
     ),
     ("retention", "[retention]"),
+    ("retention.seconds_for_minutes", "seconds_for_minutes = 15"),
     ("retention.minutes_for_days", "minutes_for_days = 62"),
     ("retention.hours_for_days", "hours_for_days = 400"),
     ("retention.days_for_days", "days_for_days = 1830"),

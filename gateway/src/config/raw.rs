@@ -77,6 +77,7 @@ pub(super) struct RawGateway {
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, expecting = "a table")]
 pub(super) struct RawRetention {
+    pub(super) seconds_for_minutes: Option<Number>,
     pub(super) minutes_for_days: Option<Number>,
     pub(super) hours_for_days: Option<Number>,
     pub(super) days_for_days: Option<Number>,

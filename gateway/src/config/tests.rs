@@ -19,6 +19,7 @@ id = "edge-1"
 ledger = "postgres://edgemeter:secret@db.example:5432/bill"
 
 [retention]
+seconds_for_minutes = 15
 minutes_for_days = 62
 hours_for_days = 400
 days_for_days = 1830

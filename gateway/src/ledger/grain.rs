@@ -5,6 +5,8 @@ use crate::cost::calendar::{Month, Period, Zone};
 /// How long the span of a row is. Spans begin and end in UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Grain {
+    /// One second; only where asked for, and not for long.
+    Second,
     /// 60 seconds.
     Minute,
     /// 3,600 seconds.
@@ -17,12 +19,19 @@ pub enum Grain {
 
 impl Grain {
     /// Finest first.
-    pub const ALL: [Self; 4] = [Self::Minute, Self::Hour, Self::Day, Self::Month];
+    pub const ALL: [Self; 5] = [
+        Self::Second,
+        Self::Minute,
+        Self::Hour,
+        Self::Day,
+        Self::Month,
+    ];
 
     /// The word in reports.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Second => "second",
             Self::Minute => "minute",
             Self::Hour => "hour",
             Self::Day => "day",
@@ -32,6 +41,7 @@ impl Grain {
 
     pub(super) fn number(self) -> i64 {
         match self {
+            Self::Second => -1,
             Self::Minute => 0,
             Self::Hour => 1,
             Self::Day => 2,
@@ -41,6 +51,7 @@ impl Grain {
 
     pub(super) fn from_number(number: i64) -> Self {
         match number {
+            -1 => Self::Second,
             0 => Self::Minute,
             1 => Self::Hour,
             2 => Self::Day,
@@ -59,6 +70,7 @@ impl Grain {
             }
         };
         match self {
+            Self::Second => fixed(1),
             Self::Minute => fixed(60),
             Self::Hour => fixed(3_600),
             Self::Day => fixed(86_400),

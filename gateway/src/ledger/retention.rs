@@ -1,4 +1,4 @@
-//! Old rows become coarser: minute → hour → day → month. What they add up to never changes.
+//! Old rows become coarser: second → minute → hour → day → month. What they add up to never changes.
 //!
 //! One step moves one coarser span of one gateway, in one transaction that first proves that what
 //! it writes is what it takes away. A crash between any two statements leaves the step undone.
@@ -14,6 +14,8 @@ use crate::cost::calendar::Period;
 /// For how long each grain is kept before it becomes the next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retention {
+    /// Rows by second; zero: there are none, and rows begin by minute.
+    pub seconds: Duration,
     /// Rows by minute.
     pub minutes: Duration,
     /// Rows by hour.
@@ -28,6 +30,7 @@ impl Default for Retention {
     fn default() -> Self {
         let days = |days: u64| Duration::from_secs(days * 86_400);
         Self {
+            seconds: Duration::ZERO,
             minutes: days(62),
             hours: days(400),
             days: days(5 * 366),
@@ -38,6 +41,7 @@ impl Default for Retention {
 impl Retention {
     fn age(&self, grain: Grain) -> Option<i64> {
         let age = match grain {
+            Grain::Second => self.seconds,
             Grain::Minute => self.minutes,
             Grain::Hour => self.hours,
             Grain::Day => self.days,
@@ -112,6 +116,7 @@ fn find(
     now: i64,
 ) -> Result<Option<(Grain, Grain, Period)>, SqlError> {
     for (from, to) in [
+        (Grain::Second, Grain::Minute),
         (Grain::Minute, Grain::Hour),
         (Grain::Hour, Grain::Day),
         (Grain::Day, Grain::Month),

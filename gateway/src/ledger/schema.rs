@@ -69,7 +69,7 @@ CREATE TABLE cell_mark (
 -- different grains stand side by side and never overlap in what they count.
 CREATE TABLE posting (
     gateway   BIGINT NOT NULL,
-    grain     BIGINT NOT NULL,          -- 0 minute, 1 hour, 2 day, 3 month
+    grain     BIGINT NOT NULL,          -- -1 second, 0 minute, 1 hour, 2 day, 3 month
     start     BIGINT NOT NULL,
     interface TEXT NOT NULL,
     direction BIGINT NOT NULL,          -- 0 received, 1 sent

@@ -4,13 +4,16 @@ use std::{
     collections::HashMap,
     fs::{File, TryLockError},
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use flow_abi::{Account, AccountKey, Cell, Direction, InterfaceCells, cell};
 
 use super::{
-    Balances, Place, outbox,
+    Balances, Grain, Place, outbox,
     postgres::Postgres,
     schema,
     sql::{Access, Database, Fault, SqlError, Statements, values},
@@ -86,6 +89,8 @@ struct Inner {
     gateway: i64,
     name: String,
     sinks: RwLock<Vec<outbox::Sink>>,
+    /// Rows begin by second.
+    by_second: AtomicBool,
 }
 
 /// The right to post, until dropped.
@@ -152,6 +157,7 @@ impl Ledger {
                 gateway: id,
                 name: gateway.to_owned(),
                 sinks: RwLock::default(),
+                by_second: AtomicBool::new(false),
                 place,
             }),
         })
@@ -171,6 +177,11 @@ impl Ledger {
 
     pub(super) fn gateway_id(&self) -> i64 {
         self.inner.gateway
+    }
+
+    /// Whether rows begin by second, for as long as [`super::Retention::seconds`] keeps them.
+    pub fn begin_by_second(&self, wanted: bool) {
+        self.inner.by_second.store(wanted, Ordering::Relaxed);
     }
 
     /// From now on every tick also goes to the outbox of these sinks.
@@ -315,13 +326,18 @@ impl Ledger {
         {
             return Ok(false);
         }
+        let grain = if self.inner.by_second.load(Ordering::Relaxed) {
+            Grain::Second
+        } else {
+            Grain::Minute
+        };
         self.write(|statements| {
             let epoch = advance(statements, gateway, tick)?;
-            post_amounts(statements, gateway, tick)?;
+            post_amounts(statements, gateway, grain, tick)?;
             for (key, value) in &accounts {
                 mark(statements, gateway, epoch, key, value)?;
             }
-            post_cells(statements, gateway, epoch, tick)?;
+            post_cells(statements, gateway, epoch, grain, tick)?;
             outbox::collect(statements, gateway, &sinks, tick)?;
             Ok(true)
         })
@@ -546,12 +562,13 @@ fn advance(
 fn post_amounts(
     statements: &mut dyn Statements,
     gateway: i64,
+    grain: Grain,
     tick: &Tick<'_>,
 ) -> Result<(), SqlError> {
-    let minute = tick.unix_seconds - tick.unix_seconds.rem_euclid(60);
+    let start = grain.span(tick.unix_seconds).start;
     for (key, amount) in &tick.postings.amounts {
         statements.execute(
-            "INSERT INTO posting VALUES (?1, 0, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)
+            "INSERT INTO posting VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
              ON CONFLICT (gateway, grain, start, interface, direction, owner, class) DO UPDATE SET
                 wire_bytes = posting.wire_bytes + excluded.wire_bytes,
                 frames = posting.frames + excluded.frames,
@@ -562,7 +579,8 @@ fn post_amounts(
                     posting.retransmit_payload_bytes + excluded.retransmit_payload_bytes",
             values![
                 gateway,
-                minute,
+                grain.number(),
+                start,
                 interface(tick, key.ifindex),
                 key.direction as u32,
                 key.owner.0,
@@ -624,19 +642,21 @@ fn post_cells(
     statements: &mut dyn Statements,
     gateway: i64,
     epoch: i64,
+    grain: Grain,
     tick: &Tick<'_>,
 ) -> Result<(), SqlError> {
-    let minute = tick.unix_seconds - tick.unix_seconds.rem_euclid(60);
+    let start = grain.span(tick.unix_seconds).start;
     let mut marked = None;
     for (key, (bytes, frames)) in &tick.postings.cells {
         statements.execute(
-            "INSERT INTO cell_posting VALUES (?1, 0, ?2, ?3, ?4, ?5, ?6, ?7)
+            "INSERT INTO cell_posting VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
              ON CONFLICT (gateway, grain, start, interface, direction, cell) DO UPDATE SET
                 bytes = cell_posting.bytes + excluded.bytes,
                 frames = cell_posting.frames + excluded.frames",
             values![
                 gateway,
-                minute,
+                grain.number(),
+                start,
                 interface(tick, key.ifindex),
                 key.direction as u32,
                 cell::NAMES[key.cell],

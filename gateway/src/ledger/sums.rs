@@ -90,7 +90,7 @@ fn sums(
          FROM posting p JOIN gateway g ON g.id = p.gateway
               LEFT JOIN owner w ON w.gateway = p.gateway AND w.id = p.owner
          WHERE p.gateway IN (SELECT id FROM gateway WHERE ?3 = 0 OR id = ?3)
-           AND p.grain IN (0, 1, 2, 3) AND p.start >= ?1 AND p.start < ?2
+           AND p.grain IN (-1, 0, 1, 2, 3) AND p.start >= ?1 AND p.start < ?2
          GROUP BY g.name, p.gateway, p.interface, p.direction, p.owner, p.class
          ORDER BY g.name, p.interface, p.direction, p.owner, p.class",
         values![period.start, period.end, gateway.unwrap_or(0)],

@@ -56,7 +56,7 @@ fn owned(
     let nobody = Owner::foreign();
     let rows = statements.query(
         "SELECT p.gateway, p.grain,
-                CASE WHEN p.grain = 0 THEN p.start - p.start % ?3 ELSE p.start END,
+                CASE WHEN p.grain <= 0 THEN p.start - p.start % ?3 ELSE p.start END,
                 p.interface, p.direction, p.owner, COALESCE(c.name, ''),
                 CAST(SUM(p.wire_bytes) AS BIGINT)
          FROM posting p LEFT JOIN class c ON c.gateway = p.gateway AND c.id = p.class
@@ -104,7 +104,7 @@ fn in_cells(
     usage: &mut Usage,
 ) -> Result<(), SqlError> {
     let rows = statements.query(
-        "SELECT grain, CASE WHEN grain = 0 THEN start - start % ?3 ELSE start END,
+        "SELECT grain, CASE WHEN grain <= 0 THEN start - start % ?3 ELSE start END,
                 interface, direction, cell, CAST(SUM(bytes) AS BIGINT)
          FROM cell_posting
          WHERE start < ?2 AND (start >= ?1 OR (grain > 0 AND start >= ?1 - 2764800))
@@ -154,7 +154,9 @@ fn gaps(statements: &mut dyn Statements, range: Period, usage: &mut Usage) -> Re
     let mut before: Option<(i64, String, i64)> = None;
     for row in rows {
         let (gateway, interface) = (row.int(0)?, row.text(1)?.to_owned());
-        let period = Grain::from_number(row.int(3)?).span(row.int(2)?);
+        // A second without a frame is nothing to speak of.
+        let grain = Grain::from_number(row.int(3)?).max(Grain::Minute);
+        let period = grain.span(row.int(2)?);
         if let Some((same, name, end)) = &before
             && (*same, name) == (gateway, &interface)
             && period.start > *end
@@ -172,10 +174,10 @@ fn gaps(statements: &mut dyn Statements, range: Period, usage: &mut Usage) -> Re
     Ok(())
 }
 
-/// The span of a row: minutes have been added up to `grain` seconds.
+/// The span of a row: seconds and minutes have been added up to `grain` seconds.
 fn span(number: i64, start: i64, grain: i64) -> Period {
     match Grain::from_number(number) {
-        Grain::Minute => Period {
+        Grain::Second | Grain::Minute => Period {
             start,
             end: start + grain,
         },

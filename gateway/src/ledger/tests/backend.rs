@@ -57,7 +57,10 @@ impl Backend {
             inner,
             plan: plan.clone(),
         };
-        Ledger::over(Box::new(failing), self.place.clone(), "edge-1").unwrap()
+        let ledger = Ledger::over(Box::new(failing), self.place.clone(), "edge-1").unwrap();
+        // The longest way a row can go.
+        ledger.begin_by_second(true);
+        ledger
     }
 }
 

@@ -280,6 +280,7 @@ impl<'b> World<'b> {
 
     fn roll_up(&mut self) {
         let retention = Retention {
+            seconds: std::time::Duration::from_secs(90),
             minutes: std::time::Duration::from_secs(600),
             hours: std::time::Duration::from_secs(4 * 3_600),
             days: std::time::Duration::from_secs(3 * 86_400),
@@ -425,6 +426,7 @@ fn each_step_once(backend: &Backend) {
     let mut world = World::new(backend, 42);
     let interfaces = HashMap::from([(IFINDEX, "edge0".to_owned())]);
     let retention = Retention {
+        seconds: std::time::Duration::ZERO,
         minutes: std::time::Duration::from_secs(60),
         hours: std::time::Duration::from_secs(86_400),
         days: std::time::Duration::from_secs(3 * 86_400),
