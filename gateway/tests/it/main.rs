@@ -28,6 +28,7 @@ mod packets;
 mod protection;
 mod push;
 mod reload;
+mod remote;
 mod restart;
 mod routes;
 mod routing;
