@@ -135,6 +135,13 @@ fn connections_without_a_slot_are_overhead_not_lost() {
     let (balances, _) = site.ledger();
     assert_equal_to_far_ends(&balances, captures);
     let exhausted = page.sum("edgemeter_slots_exhausted_total", |_| true);
-    assert!(exhausted > 100, "{exhausted} connections found no slot");
-    assert!(bytes_of_kind(&site, OwnerKind::Overhead) > bytes_of_kind(&site, OwnerKind::Route));
+    assert!(exhausted > 0, "every connection found a slot");
+    // How many do depends on how long the load takes. Each that did not has its handshake, its
+    // message and its end here: 500 B at the very least.
+    let nobodys =
+        bytes_of_kind(&site, OwnerKind::Overhead) + bytes_of_kind(&site, OwnerKind::Unclaimed);
+    assert!(
+        i128::from(nobodys) > exhausted * 500,
+        "{nobodys} B for {exhausted}"
+    );
 }
