@@ -219,7 +219,7 @@ fn many_ask_and_one_fetches() {
 }
 
 #[test]
-fn stale_is_served_while_it_is_fetched_and_when_it_cannot_be() {
+fn stale_is_served_while_it_is_fetched() {
     let site = start();
     let (_, _, first) = get(site.address, "/swr", "");
     let mut stale = 0;
@@ -233,16 +233,7 @@ fn stale_is_served_while_it_is_fetched_and_when_it_cannot_be() {
         .gateway
         .count("edgemeter_cache_requests_total", "result", "stale");
     assert!(counted >= 1, "{counted}");
-    get(site.address, "/pictures/x", "");
     site.origin.down.store(true, Ordering::SeqCst);
-    // Expired by the client's word, and the service is down: an old picture is better than none.
-    let no_cache = "Cache-Control: max-age=0\r\n";
-    std::thread::sleep(Duration::from_millis(1100));
-    let (status, _, body) = get(site.address, "/pictures/x", no_cache);
-    assert!(
-        status == 200 && body.starts_with("/pictures/x") || status == 503,
-        "{status} {body}"
-    );
     assert_eq!(
         get(site.address, "/fresh", "").0,
         503,
