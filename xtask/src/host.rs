@@ -67,6 +67,8 @@ impl Tool {
     pub const WRK: Self = Self::program("wrk", &["wrk"]);
     /// HTTP/2 load.
     pub const H2LOAD: Self = Self::program("h2load", &["nghttp2-client"]);
+    /// Renders pages as people see them.
+    pub const CHROMIUM: Self = Self::program("chromium", &["chromium"]);
     /// Virtual environments for tools from PyPI.
     pub const PYTHON_VENV: Self = Self {
         name: "python3 with venv",

@@ -11,12 +11,14 @@
 //!
 //! The rest are commands: [`ebpf`] builds and checks the committed BPF object, [`test`] is what
 //! CI runs, [`dev`] rebuilds and restarts while you edit, [`demo`] shows the product working,
-//! [`bench`] measures it beside its peers. [`python`] brings tools that live on PyPI.
+//! [`bench`] measures it beside its peers. [`python`] brings tools that live on PyPI, [`browser`]
+//! a real browser.
 //!
 //! Nothing here is skipped for lack of a privilege or a tool: it is installed, or the command
 //! fails and says what is missing. A test that did not run has not passed.
 
 pub mod bench;
+pub mod browser;
 pub mod capture;
 pub mod certificate;
 pub mod dashboards;
