@@ -15,6 +15,7 @@
 
 mod buffers;
 mod chunks;
+mod exchange;
 mod fit;
 mod forward;
 mod head;

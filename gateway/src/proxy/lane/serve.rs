@@ -1,21 +1,20 @@
 //! One client connection on the lean lane: request by request, until one needs the full lane.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pingora::{protocols::Stream, server::ShutdownWatch};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 
 use super::buffers::{self, Buffer};
+use super::exchange::{Answer, Failure, HEADROOM, Outbound, upstream_is_done};
 use super::forward::{self, Forwarded};
 use super::head::{self, Framing, HEADERS_MAX, HeadError};
-use super::pool::{PoolKey, Pools, UpstreamConnection};
-use super::relay::{self, Patience, Remaining, within};
+use super::pool::Pools;
+use super::relay::{self, Remaining, within};
 use crate::{
-    config::{ListenerIndex, UpstreamIndex},
+    config::ListenerIndex,
     owner::Quality,
     proxy::{
         Shared, X_TIMEOUT,
@@ -26,7 +25,6 @@ use crate::{
         retry,
         route::{Asked, Lines, Route},
         tenant,
-        upstream::limits::Refused,
     },
     units::PayloadBytes,
 };
@@ -37,8 +35,6 @@ const KEEP_ALIVE: Duration = Duration::from_secs(60);
 const REQUEST_DEADLINE: Duration = Duration::from_secs(60);
 /// A body larger than this streams through the full lane.
 const BODY_MAX: u64 = 48 * 1024;
-/// Room before a response for a head that grows.
-const HEADROOM: usize = 1024;
 
 /// The lean lane of one listener.
 pub struct Lane {
@@ -76,14 +72,9 @@ enum Plan {
 
 /// A request that this lane serves.
 struct Request {
-    record: RequestRecord,
-    upstream: UpstreamIndex,
-    /// The head for the upstream; the body is appended.
-    outbound: Buffer,
+    /// For the upstream; the body is appended.
+    out: Outbound,
     head_bytes: usize,
-    body_bytes: usize,
-    /// May be sent again when a kept connection turns out closed.
-    repeatable: bool,
     to_head: bool,
     keep_alive: bool,
 }
@@ -158,22 +149,22 @@ impl Lane {
                 }
             }
         };
-        let end = request.head_bytes + request.body_bytes;
+        let end = request.head_bytes + request.out.body_bytes;
         while buffer.bytes.len() < end {
             let more = client.stream.read_buf(&mut buffer.bytes);
             match tokio::time::timeout_at(deadline, more).await {
                 Ok(Ok(1..)) => {}
                 _ => {
-                    request.record.error = Some("the client's body did not come".into());
+                    request.out.record.error = Some("the client's body did not come".into());
                     return Left::Closing;
                 }
             }
         }
-        if request.body_bytes > 0 {
+        if request.out.body_bytes > 0 {
             let body = &buffer.bytes[request.head_bytes..end];
-            request.outbound.bytes.extend_from_slice(body);
-            request.record.request_body = PayloadBytes(request.body_bytes as u64);
-            if let Some(leg) = &mut request.record.client {
+            request.out.bytes.bytes.extend_from_slice(body);
+            request.out.record.request_body = PayloadBytes(request.out.body_bytes as u64);
+            if let Some(leg) = &mut request.out.record.client {
                 leg.received_all();
             }
         }
@@ -188,6 +179,7 @@ impl Lane {
             Ok(false) => Left::Closing,
             Err(error) => {
                 request
+                    .out
                     .record
                     .error
                     .get_or_insert_with(|| error.to_string());
@@ -293,30 +285,30 @@ impl Lane {
             });
         }
         Plan::Serve(Box::new(Request {
-            upstream,
-            outbound,
             head_bytes: head.bytes,
-            body_bytes,
-            repeatable: {
-                let has_key = lookup(&retry::IDEMPOTENCY_KEY).is_some();
-                retry::is_harmless(&record, &method, has_key)
-            },
             to_head: method == http::Method::HEAD,
             keep_alive: head.keep_alive && !draining && !client.connection.is_spent(),
-            record,
+            out: Outbound {
+                upstream,
+                bytes: outbound,
+                body_bytes,
+                repeatable: {
+                    let has_key = lookup(&retry::IDEMPOTENCY_KEY).is_some();
+                    retry::is_harmless(&record, &method, has_key)
+                },
+                record,
+            },
         }))
     }
 
     /// Sends the request and the answer. True when the client's connection stays open.
     async fn exchange(&self, client: &mut Client<'_>, request: &mut Request) -> io::Result<bool> {
-        let patience = {
-            let upstream = &request.record.generation.config.upstreams[request.upstream.0];
-            Patience {
-                read: upstream.read_timeout,
-                write: upstream.write_timeout,
-            }
-        };
-        let (mut connection, key, mut answer) = match self.answer(request, patience).await {
+        let patience = request.out.patience();
+        let Answer {
+            mut connection,
+            key,
+            read: mut answer,
+        } = match self.answer(&mut request.out).await {
             Ok(found) => found,
             Err(failure) => return self.refuse(client, request, failure).await,
         };
@@ -363,7 +355,7 @@ impl Lane {
                 answer.bytes.drain(from..from + head_bytes);
                 continue;
             }
-            request.record.status = status;
+            request.out.record.status = status;
             let mut remaining = Remaining::new(framing);
             let body_from = from + head_bytes;
             let taken = remaining
@@ -372,7 +364,7 @@ impl Lane {
             let clean = body_from + taken == answer.bytes.len();
             answer.bytes.truncate(body_from + taken);
             if remaining.is_done() {
-                upstream_is_done(&mut request.record);
+                upstream_is_done(&mut request.out.record);
             }
             // Head and body leave in one write, without moving the body.
             if out.bytes.len() <= body_from {
@@ -388,12 +380,12 @@ impl Lane {
                 let body = &answer.bytes[body_from..];
                 within(patience.write, client.stream.write_all(body)).await?;
             }
-            request.record.response_body = PayloadBytes(remaining.payload());
+            request.out.record.response_body = PayloadBytes(remaining.payload());
             break (remaining, reusable && clean, keep_alive);
         };
         let mut reusable = reusable;
         if !remaining.is_done() {
-            let record = &mut request.record;
+            let record = &mut request.out.record;
             let relayed = relay::body(
                 &mut connection.stream,
                 client.stream.as_mut(),
@@ -410,142 +402,10 @@ impl Lane {
             upstream_is_done(record);
         }
         if reusable {
-            let idle = self.idle_timeout(request);
-            let generation = &request.record.generation;
-            self.pools
-                .put(key, connection, generation, Instant::now(), idle);
+            self.keep(&request.out, connection, key);
         }
         within(patience.write, client.stream.flush()).await?;
         Ok(keep_alive)
-    }
-
-    fn idle_timeout(&self, request: &Request) -> Duration {
-        request.record.generation.config.upstreams[request.upstream.0].idle_timeout
-    }
-
-    /// Sends the request to peers until one begins to answer; returns what has been read of the
-    /// answer, behind [`HEADROOM`].
-    async fn answer(
-        &self,
-        request: &mut Request,
-        patience: Patience,
-    ) -> Result<(UpstreamConnection, PoolKey, Buffer), Failure> {
-        let generation = Arc::clone(&request.record.generation);
-        let pool = &generation.pools[request.upstream.0];
-        match pool.admit() {
-            Ok(admission) => request.record.admission = Some(admission),
-            Err(refused) => return Err(Failure::busy(refused)),
-        }
-        let mut fresh_only = false;
-        loop {
-            let record = &mut request.record;
-            let held = match pool.pick(None, &record.tried, Instant::now()) {
-                Ok(held) => held,
-                Err(refused) => return Err(Failure::busy(refused)),
-            };
-            let peer = held.address();
-            record.attempt(held);
-            record.request_body = PayloadBytes(request.body_bytes as u64);
-            let key = PoolKey {
-                upstream: Arc::clone(pool),
-                peer,
-            };
-            let kept = if fresh_only {
-                None
-            } else {
-                let idle = self.idle_timeout(request);
-                self.pools.take(&key, Instant::now(), idle)
-            };
-            let reused = kept.is_some();
-            let mut connection = match kept {
-                Some(connection) => connection,
-                None => match self.connect(request, peer).await {
-                    Ok(connection) => connection,
-                    Err(error) => {
-                        self.shared.metrics.connect_failure(&pool.settings.name);
-                        if retry::connect_failed(&mut request.record, error.to_string()) {
-                            continue;
-                        }
-                        return Err(Failure::from(error));
-                    }
-                },
-            };
-            self.attempt(request, reused, connection.tracked.as_ref());
-            let mut answer = Buffer::take();
-            answer.bytes.resize(HEADROOM, 0);
-            let sent = within(
-                patience.write,
-                connection.stream.write_all(&request.outbound.bytes),
-            )
-            .await;
-            let read = match sent {
-                Ok(()) => {
-                    within(patience.read, connection.stream.read_buf(&mut answer.bytes)).await
-                }
-                Err(error) => Err(error),
-            };
-            let (record, repeatable) = (&mut request.record, request.repeatable);
-            match read {
-                Ok(1..) => {
-                    let status = first_status(&answer.bytes[HEADROOM..]).unwrap_or(200);
-                    if retry::answer_began(record, status, repeatable) {
-                        continue;
-                    }
-                    return Ok((connection, key, answer));
-                }
-                Ok(0) => {
-                    // A kept connection that the peer had closed: the request did not arrive.
-                    let why = "closed without an answer";
-                    if retry::connection_broke(record, why.into(), reused, repeatable) {
-                        fresh_only |= reused;
-                        continue;
-                    }
-                    return Err(Failure::bad_gateway(why.into()));
-                }
-                Err(error) => {
-                    let stale = reused && error.kind() != io::ErrorKind::TimedOut;
-                    if retry::connection_broke(record, error.to_string(), stale, repeatable) {
-                        fresh_only |= stale;
-                        continue;
-                    }
-                    return Err(Failure::from(error));
-                }
-            }
-        }
-    }
-
-    async fn connect(&self, request: &Request, peer: SocketAddr) -> io::Result<UpstreamConnection> {
-        let generation = &request.record.generation;
-        let upstream = &generation.config.upstreams[request.upstream.0];
-        let stream = within(upstream.connect_timeout, TcpStream::connect(peer)).await?;
-        stream.set_nodelay(true)?;
-        let endpoint = EndpointId::Upstream(request.upstream);
-        Ok(UpstreamConnection::new(
-            stream,
-            &self.shared,
-            |digest, fd| {
-                self.shared
-                    .meter
-                    .open(&generation.endpoints, digest, fd, endpoint, false);
-            },
-        ))
-    }
-
-    fn attempt(&self, request: &mut Request, reused: bool, tracked: Option<&Tracked>) {
-        let record = &mut request.record;
-        let owner = tracked.and_then(|_| {
-            self.shared.meter.route_owner(
-                &record.generation.endpoints,
-                EndpointId::Upstream(request.upstream),
-                record.route.as_deref(),
-                &record.tenant,
-                Quality::Exact,
-            )
-        });
-        let leg = tracked.zip(owner).map(|(tracked, owner)| {
-            Leg::begin(&self.shared, tracked.clone(), owner, Quality::Exact, true)
-        });
-        record.attempt_connected(reused, leg);
     }
 
     /// Answers in the upstream's place.
@@ -555,8 +415,8 @@ impl Lane {
         request: &mut Request,
         failure: Failure,
     ) -> io::Result<bool> {
-        request.record.status = failure.status;
-        request.record.error.get_or_insert(failure.what);
+        request.out.record.status = failure.status;
+        request.out.record.error.get_or_insert(failure.what);
         let body = serde_json::json!({
             "type": "about:blank", "title": failure.title, "status": failure.status,
         })
@@ -578,19 +438,12 @@ impl Lane {
         }
         if !request.to_head {
             text.push_str(&body);
-            request.record.response_body = PayloadBytes(body.len() as u64);
+            request.out.record.response_body = PayloadBytes(body.len() as u64);
         }
         client.stream.write_all(text.as_bytes()).await?;
         client.stream.flush().await?;
         Ok(request.keep_alive)
     }
-}
-
-/// Why the upstream's answer is ours.
-struct Failure {
-    status: u16,
-    title: &'static str,
-    what: String,
 }
 
 /// The lines of a head as the router asks for them.
@@ -602,50 +455,5 @@ impl Lines for Slices<'_, '_> {
         let mut lines = self.0.iter();
         let line = lines.find(|line| line.name.eq_ignore_ascii_case(name.as_str()))?;
         std::str::from_utf8(line.value).ok()
-    }
-}
-
-/// The status of an answer of which the first line has come.
-fn first_status(bytes: &[u8]) -> Option<u16> {
-    let digits = bytes.strip_prefix(b"HTTP/1.")?.get(2..5)?;
-    std::str::from_utf8(digits).ok()?.parse().ok()
-}
-
-impl Failure {
-    fn busy(refused: Refused) -> Self {
-        Self {
-            status: 503,
-            title: "Service Unavailable",
-            what: format!("upstream: at its limit ({})", refused.as_str()),
-        }
-    }
-
-    fn bad_gateway(what: String) -> Self {
-        Self {
-            status: 502,
-            title: "Bad Gateway",
-            what: format!("upstream: {what}"),
-        }
-    }
-}
-
-impl From<io::Error> for Failure {
-    fn from(error: io::Error) -> Self {
-        if error.kind() == io::ErrorKind::TimedOut {
-            return Self {
-                status: 504,
-                title: "Gateway Timeout",
-                what: "upstream: timed out".into(),
-            };
-        }
-        Self::bad_gateway(error.to_string())
-    }
-}
-
-/// The upstream has sent everything: said before the client can know, so that the next request's
-/// bytes are not taken for this one's.
-fn upstream_is_done(record: &mut RequestRecord) {
-    if let Some(leg) = record.attempts.last_mut().and_then(|at| at.leg.as_mut()) {
-        leg.received_all();
     }
 }
