@@ -32,6 +32,7 @@ mod tests;
 mod tls;
 mod traffic;
 mod upstream;
+mod value;
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;

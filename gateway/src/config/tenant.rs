@@ -1,9 +1,15 @@
 //! Tenants named by where a request goes: a label of its host, a segment of its path.
 
 use std::fmt;
+use std::ops::Range;
 
-use super::Name;
+use http::HeaderName;
+use toml::Spanned;
+
+use super::check::Checker;
 use super::pattern::Refused;
+use super::raw::{RawTenant, RawTenantHeader};
+use super::{CertificatePart, Name, TenantRule};
 
 /// What stands for the tenant.
 const PLACE: &str = "{tenant}";
@@ -98,6 +104,96 @@ impl fmt::Display for HostTemplate {
 impl fmt::Display for PathTemplate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}{PLACE}{}", self.before, self.after)
+    }
+}
+
+impl Checker<'_> {
+    pub(super) fn tenant(
+        &mut self,
+        raw: Option<&Spanned<RawTenant>>,
+        field: &str,
+    ) -> Option<TenantRule> {
+        let none = || Name::new("none");
+        let Some(tenant) = raw else {
+            return none().map(TenantRule::Fixed);
+        };
+        match tenant.get_ref() {
+            RawTenant::Fixed(text) => self.name(text, tenant.span(), field).map(TenantRule::Fixed),
+            RawTenant::Header(table) => self.tenant_of(table, tenant.span(), field),
+        }
+    }
+
+    /// The rules of a table, in their fixed order: what is verified before what a client says, and where a request
+    /// goes before what it carries.
+    fn tenant_of(
+        &mut self,
+        table: &RawTenantHeader,
+        at: Range<usize>,
+        field: &str,
+    ) -> Option<TenantRule> {
+        let default = match &table.default {
+            Some(text) => self.name(text.get_ref(), text.span(), &format!("{field}.default")),
+            None => Name::new("none"),
+        }?;
+        let mut rules = Vec::new();
+        if let Some(text) = &table.claim {
+            rules.push(Some(TenantRule::Claim {
+                claim: text.get_ref().as_str().into(),
+                default: default.clone(),
+            }));
+        }
+        if let Some(text) = &table.certificate {
+            let known = [
+                ("name", CertificatePart::Name),
+                ("alternative_name", CertificatePart::AlternativeName),
+                ("common_name", CertificatePart::CommonName),
+            ];
+            let part = self.choice(text, &format!("{field}.certificate"), &known);
+            rules.push(part.map(|part| TenantRule::Certificate {
+                part,
+                default: default.clone(),
+            }));
+        }
+        if let Some(text) = &table.host {
+            let template = HostTemplate::parse(text.get_ref());
+            let template = self.accepted(template, text, &format!("{field}.host"));
+            rules.push(template.map(|template| TenantRule::Host {
+                template,
+                default: default.clone(),
+            }));
+        }
+        if let Some(text) = &table.path {
+            let template = PathTemplate::parse(text.get_ref());
+            let template = self.accepted(template, text, &format!("{field}.path"));
+            rules.push(template.map(|template| TenantRule::Path {
+                template,
+                default: default.clone(),
+            }));
+        }
+        if let Some(text) = &table.header {
+            let header: Option<HeaderName> = text.get_ref().parse().ok();
+            if header.is_none() {
+                let wrong = format!("\"{}\" is not a header name", text.get_ref());
+                let fix = "write such as `header = \"x-tenant\"`";
+                self.report(text.span(), format!("{field}.header"), wrong, fix);
+            }
+            rules.push(header.map(|header| TenantRule::Header {
+                header,
+                default: default.clone(),
+            }));
+        }
+        let mut rules = rules.into_iter().collect::<Option<Vec<TenantRule>>>()?;
+        match rules.len() {
+            0 => {
+                let wrong = "says nowhere to read the tenant from";
+                let fix =
+                    "write such as `tenant = { header = \"x-tenant\", default = \"public\" }`";
+                self.report(at, field, wrong, fix);
+                None
+            }
+            1 => rules.pop(),
+            _ => Some(TenantRule::FirstOf { rules, default }),
+        }
     }
 }
 
