@@ -149,8 +149,7 @@ fn nginx(big_buffers: bool) -> String {
     let (plain, h2c, tls, h2) = (port::PLAIN, port::H2C, port::TLS, port::H2);
     format!(
         "worker_processes 1; daemon off; pid /dev/null; error_log stderr error;\n\
-         worker_rlimit_nofile 65536;\n\
-         events {{ worker_connections 32768; }}\n\
+                  events {{ worker_connections 16384; }}\n\
          http {{\n access_log off; sendfile on; tcp_nodelay on;\n \
          keepalive_requests 100000000; keepalive_timeout 600s;\n \
          proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_set_header Host $host;\n \
@@ -173,7 +172,7 @@ fn haproxy(big_buffers: bool) -> String {
     let origin = Site::origin();
     let (plain, h2c, tls, h2) = (port::PLAIN, port::H2C, port::TLS, port::H2);
     format!(
-        "global\n nbthread 1\n maxconn 32768\n {bufsize}\n ssl-default-bind-options ssl-min-ver TLSv1.3\n\
+        "global\n nbthread 1\n maxconn 8192\n {bufsize}\n ssl-default-bind-options ssl-min-ver TLSv1.3\n\
          defaults\n mode http\n timeout client 600s\n timeout server 600s\n timeout connect 5s\n \
          timeout http-keep-alive 600s\n http-reuse always\n\
          frontend f\n bind :{plain}\n bind :{h2c} proto h2\n bind :{tls} ssl crt both.pem alpn http/1.1\n \
