@@ -1,7 +1,7 @@
 //! The slots: memory the gateway and the TC programs share, one slot per TCP connection.
 //!
-//! Here the gateway says whose bytes follow ([`Connection::begin_sending`]: ask the socket for its
-//! stream offset, then a store) and whose bytes come ([`Connection::claim`], a store), and reads back what the
+//! Here the gateway says whose bytes follow ([`Connection::begin_sending`]: the stream offset, then a
+//! store. Who writes counts; for a socket that pingora writes to the kernel is asked) and whose bytes come ([`Connection::claim`], a store), and reads back what the
 //! wire did with them. Layouts and the kernel's side: [`flow_abi::slot`].
 
 use std::{
@@ -114,6 +114,9 @@ pub struct Connection {
     index: u32,
     fd: RawFd,
     active: bool,
+    /// Where whoever writes to the socket counts what it wrote; unset where nobody counts, and
+    /// then the kernel is asked.
+    sent: OnceLock<Arc<AtomicU64>>,
     /// What had been received before the slot was given; part of the slot's counters once bound.
     unbound: Claimed,
     /// The kernel was binding the flow when `unbound` was read: its counters are the slot's.
@@ -242,6 +245,7 @@ impl Slots {
             index,
             fd,
             active: opening.active,
+            sent: OnceLock::new(),
             overhead: opening.overhead,
             state: Mutex::new(State {
                 claimed: Claimed::default(),
@@ -379,11 +383,16 @@ impl Slots {
 }
 
 impl Connection {
+    /// Whoever writes to the socket counts every byte that it takes, from the first one on.
+    pub fn counts(&self, sent: Arc<AtomicU64>) {
+        let _ = self.sent.set(sent);
+    }
+
     /// From the next byte written on, sent bytes belong to `owner`. None when the kernel would
     /// not tell the stream offset (the socket is gone).
     pub fn begin_sending(&self, owner: OwnerId) -> Option<RangeTicket> {
         let mut state = self.state();
-        let offset = stream_offset(self.fd, self.active).ok()?;
+        let offset = self.written().ok()?;
         let slot = self.slot();
         // SAFETY: ours; `head` and the user fields of the ring are written under `state` only.
         unsafe {
@@ -596,7 +605,10 @@ impl Connection {
     /// # Errors
     /// The socket is gone.
     pub fn written(&self) -> io::Result<u64> {
-        stream_offset(self.fd, self.active)
+        match self.sent.get() {
+            Some(sent) => Ok(sent.load(Ordering::Relaxed)),
+            None => stream_offset(self.fd, self.active),
+        }
     }
 
     /// Owner of bytes no request owns.

@@ -89,6 +89,9 @@ impl ServerApp for MeteredApp {
             shared: Arc::clone(&self.shared),
             digest,
         };
+        if let Some(tracked) = meter.find(&closing.digest) {
+            tracked.connection.counts(opened.transport.sent());
+        }
         let connection = Arc::new(opened.connection);
         let h2c = listener.http2 && !is_tls;
         let guard = self.guard(opened.transport, &connection, limits, h2c, name);

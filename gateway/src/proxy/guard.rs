@@ -8,7 +8,7 @@
 use std::{
     fmt, io,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicU64},
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
@@ -624,11 +624,21 @@ impl fmt::Debug for Guard {
 }
 
 impl Transport {
-    fn socket(&self) -> &Stream {
+    fn opened(&self) -> &Opened {
         match self {
-            Self::Plain(opened) => &opened.stream,
-            Self::Tls(tls, _) => &tls.get_ref().0.stream,
+            Self::Plain(opened) => opened,
+            Self::Tls(tls, _) => tls.get_ref().0,
         }
+    }
+
+    fn socket(&self) -> &Stream {
+        &self.opened().stream
+    }
+
+    /// Where the bytes that the socket has taken are counted.
+    #[must_use]
+    pub fn sent(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.opened().sent)
     }
 }
 

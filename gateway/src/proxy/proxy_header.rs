@@ -32,6 +32,8 @@ pub struct Opened {
     pub before: BytesMut,
     /// Bytes read from the socket so far.
     pub received: Arc<AtomicU64>,
+    /// Bytes that the socket has taken so far.
+    pub sent: Arc<AtomicU64>,
 }
 
 /// Whom a header names.
@@ -65,6 +67,7 @@ impl Opened {
             stream,
             before: BytesMut::new(),
             received: Arc::default(),
+            sent: Arc::default(),
         }
     }
 
@@ -228,7 +231,9 @@ impl AsyncWrite for Opened {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let taken = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes))?;
+        self.sent.fetch_add(taken as u64, Ordering::Relaxed);
+        Poll::Ready(Ok(taken))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -244,7 +249,9 @@ impl AsyncWrite for Opened {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+        let taken = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, slices))?;
+        self.sent.fetch_add(taken as u64, Ordering::Relaxed);
+        Poll::Ready(Ok(taken))
     }
 
     fn is_write_vectored(&self) -> bool {

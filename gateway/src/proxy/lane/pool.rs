@@ -6,10 +6,16 @@ use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher, Hash, Hashe
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd as _;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::pin::Pin;
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicU64, Ordering},
+};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use pingora::protocols::SocketDigest;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::proxy::{Shared, generation::Generation, meter::Tracked, upstream::Pool};
@@ -19,10 +25,47 @@ const IDLE_MAX: usize = 256;
 /// More than there are workers: the hash of a worker's thread rarely meets another's.
 const SHARDS: usize = 64;
 
+/// A socket that counts what it takes: whose bytes follow is said by that count, without a system
+/// call.
+pub struct Counted {
+    stream: TcpStream,
+    sent: Arc<AtomicU64>,
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let taken = ready!(Pin::new(&mut self.stream).poll_write(context, bytes))?;
+        self.sent.fetch_add(taken as u64, Ordering::Relaxed);
+        Poll::Ready(Ok(taken))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
 /// A connection to a peer, known to the kernel side from its first byte to its last.
 pub struct UpstreamConnection {
     /// The socket.
-    pub stream: TcpStream,
+    pub stream: Counted,
     /// Its slot; None where nothing is observed.
     pub tracked: Option<Tracked>,
     digest: Arc<SocketDigest>,
@@ -39,9 +82,14 @@ impl UpstreamConnection {
         let fd = stream.as_raw_fd();
         let digest = Arc::new(SocketDigest::from_raw_fd(fd));
         observe(&digest, fd);
+        let tracked = shared.meter.find(&digest);
+        let sent = Arc::<AtomicU64>::default();
+        if let Some(tracked) = &tracked {
+            tracked.connection.counts(Arc::clone(&sent));
+        }
         Self {
-            tracked: shared.meter.find(&digest),
-            stream,
+            tracked,
+            stream: Counted { stream, sent },
             digest,
             shared: Arc::clone(shared),
         }
@@ -50,7 +98,7 @@ impl UpstreamConnection {
     /// Nothing has come on it since its last response, not even an end.
     fn is_quiet(&self) -> bool {
         let mut byte = [0];
-        matches!(self.stream.try_read(&mut byte), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+        matches!(self.stream.stream.try_read(&mut byte), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
 }
 

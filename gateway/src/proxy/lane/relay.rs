@@ -4,11 +4,11 @@ use std::io;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 
 use super::buffers::Buffer;
 use super::chunks::{ChunkError, Chunks};
 use super::head::Framing;
+use super::pool::Counted;
 
 /// How much of a body is still to come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,7 +105,7 @@ pub struct Patience {
 /// # Errors
 /// [`RelayError`]: both connections are to be closed.
 pub async fn body<W>(
-    from: &mut TcpStream,
+    from: &mut Counted,
     to: &mut W,
     remaining: &mut Remaining,
     buffer: &mut Buffer,
