@@ -1,78 +1,105 @@
 //! The access log: one JSON line a request, with the bytes the wire carried for it.
 //!
-//! When a request ends, its last bytes may still wait in the send queue. So a line waits until
-//! the kernel has sent every payload byte of the request once (`wire.settled`), or for the
-//! configured time. Retransmits after that are in the accounts, not in the line.
+//! The worker that ends a request writes its line, into a buffer that only it fills; a thread of its
+//! own takes the buffers to the file, so that no worker waits for a disk and none is woken for a
+//! line.
+//!
+//! When a request ends, its last bytes may still wait in the send queue. Such a line keeps gaps for
+//! what the wire did until the kernel has sent every payload byte of the request once
+//! (`wire_settled`), or for the configured time. Retransmits after that are in the accounts, not in
+//! the line.
 
 use std::{
+    collections::VecDeque,
     fs::OpenOptions,
+    hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher},
     io::{self, Write},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
-    thread::JoinHandle,
+    thread::{JoinHandle, Thread},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use serde::Serialize;
-
 use crate::{
-    config::{self, AccessLogTarget, Name},
+    config::{self, AccessLogTarget},
     owner::Quality,
     slots::{Connection, RangeTicket},
     units::PayloadBytes,
 };
 
-/// How often waiting lines are looked at.
+/// How often buffers are taken to the file, and waiting lines looked at.
 const POLL: Duration = Duration::from_millis(50);
+/// A buffer of this size does not wait for its turn.
+const HURRY_BYTES: usize = 512 * 1024;
+/// Waiting lines that are looked at with each new one.
+const LOOK_MAX: usize = 8;
+/// More than there are workers: the hash of a worker's thread rarely meets another's.
+const SHARDS: usize = 16;
+
+thread_local! {
+    static SHARD: usize = {
+        let hasher = BuildHasherDefault::<DefaultHasher>::default();
+        let hash = hasher.hash_one(std::thread::current().id());
+        usize::try_from(hash % SHARDS as u64).unwrap_or(0)
+    };
+}
 
 /// A finished request.
-pub struct Entry {
+pub struct Entry<'a> {
     /// When it ended.
     pub unix_time: SystemTime,
     /// Request id, from the client or made here.
-    pub id: String,
+    pub id: &'a str,
     /// Listener name.
-    pub listener: Arc<str>,
+    pub listener: &'a str,
     /// Client address and port.
-    pub client_address: String,
+    pub client: ClientAddress,
     /// Method.
-    pub method: String,
+    pub method: &'a str,
     /// Host as sent.
-    pub host: String,
+    pub host: &'a str,
     /// Path without the query, which may hold secrets.
-    pub path: String,
+    pub path: &'a str,
     /// HTTP version.
     pub version: &'static str,
     /// None when no route matched.
-    pub route: Option<Name>,
+    pub route: Option<&'a str>,
     /// None when no route matched.
-    pub service: Option<Name>,
+    pub service: Option<&'a str>,
     /// Tenant.
-    pub tenant: Box<str>,
+    pub tenant: &'a str,
     /// Status sent; 0 when none was.
     pub status: u16,
     /// From the parsed request to its end.
     pub duration: Duration,
     /// The client's variants in experiments; empty in none.
-    pub variants: String,
+    pub variants: &'a str,
     /// Where it was sent; None when it was not.
-    pub upstream: Option<Name>,
+    pub upstream: Option<&'a str>,
     /// Body received.
     pub request_body: PayloadBytes,
     /// Body sent.
     pub response_body: PayloadBytes,
     /// pingora's or our words; None when all went well.
-    pub error: Option<String>,
+    pub error: Option<&'a str>,
     /// The client connection; None when the kernel side does not know it.
-    pub client: Option<Leg>,
+    pub client_leg: Option<Leg>,
     /// Every attempt at a peer, in order.
     pub attempts: Vec<Attempt>,
-    /// When the line began to wait.
-    pub ended: Instant,
+}
+
+/// Who asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientAddress {
+    /// The other end of the connection, or whom its PROXY header names.
+    Socket(SocketAddr),
+    /// Whom a trusted proxy names, without a port.
+    Named(IpAddr),
+    /// Nobody knows.
+    Unknown,
 }
 
 /// A try at one peer.
@@ -121,16 +148,43 @@ pub struct Leg {
     pub srtt_us: u32,
 }
 
-/// The queue to the writer.
+/// Lines on their way to the file.
 pub struct AccessLog {
-    sender: SyncSender<Message>,
+    queue: Arc<Queue>,
+    /// The writer's, to be woken when a buffer is full.
+    thread: Thread,
     writer: Mutex<Option<JoinHandle<()>>>,
-    lost: Arc<AtomicU64>,
 }
 
-enum Message {
-    Line(Box<Entry>),
-    Close,
+/// What workers and the writer share.
+struct Queue {
+    shards: [Mutex<Batch>; SHARDS],
+    /// Lines in the shards.
+    lines: AtomicUsize,
+    /// Most of them.
+    bound: usize,
+    closing: AtomicBool,
+    lost: AtomicU64,
+}
+
+/// What one worker has written since its buffer was taken.
+#[derive(Default)]
+struct Batch {
+    /// Whole lines.
+    text: Vec<u8>,
+    lines: usize,
+    /// Oldest first, until looked at in vain.
+    waiting: VecDeque<Waiting>,
+}
+
+/// A line that waits for its last bytes to leave.
+struct Waiting {
+    text: Vec<u8>,
+    /// What the wire did goes there: positions in `text`, ascending.
+    gaps: Vec<(usize, Leg)>,
+    /// Where `wire_settled` goes.
+    verdict_at: usize,
+    ended: Instant,
 }
 
 impl AccessLog {
@@ -156,29 +210,55 @@ impl AccessLog {
                 )
             }
         };
-        let (sender, receiver) = sync_channel(config.queue);
-        let lost = Arc::new(AtomicU64::new(0));
+        let queue = Arc::new(Queue {
+            shards: Default::default(),
+            lines: AtomicUsize::new(0),
+            bound: config.queue,
+            closing: AtomicBool::new(false),
+            lost: AtomicU64::new(0),
+        });
         let settle = config.settle;
-        let bound = config.queue;
-        let failures = Arc::clone(&lost);
+        let taken = Arc::clone(&queue);
         let writer = std::thread::Builder::new()
             .name("access-log".into())
-            .spawn(move || write_lines(&receiver, target, settle, bound, &failures))?;
+            .spawn(move || write_lines(&taken, target, settle))?;
         Ok(Self {
-            sender,
+            queue,
+            thread: writer.thread().clone(),
             writer: Mutex::new(Some(writer)),
-            lost,
         })
     }
 
-    /// Queues a line; a full queue loses it, countably.
-    pub fn push(&self, entry: Entry) {
-        if self
-            .sender
-            .try_send(Message::Line(Box::new(entry)))
-            .is_err()
-        {
-            self.lost.fetch_add(1, Ordering::Relaxed);
+    /// Writes a line; a full queue loses it, countably.
+    pub fn push(&self, entry: Entry<'_>) {
+        if self.queue.lines.fetch_add(1, Ordering::Relaxed) >= self.queue.bound {
+            self.queue.lines.fetch_sub(1, Ordering::Relaxed);
+            self.queue.lost.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let full = {
+            let mut batch = self.queue.shard(SHARD.with(|at| *at));
+            // Before the next requests on their connections overwrite what the wire did for them.
+            batch.settle(LOOK_MAX, |_| false);
+            if entry.settled() {
+                write_line(&mut batch.text, entry, &mut Settled);
+                batch.lines += 1;
+            } else {
+                let mut line = Waiting {
+                    text: Vec::with_capacity(512),
+                    gaps: Vec::new(),
+                    verdict_at: 0,
+                    ended: Instant::now(),
+                };
+                let mut text = std::mem::take(&mut line.text);
+                write_line(&mut text, entry, &mut line);
+                line.text = text;
+                batch.waiting.push_back(line);
+            }
+            batch.text.len() > HURRY_BYTES
+        };
+        if full {
+            self.thread.unpark();
         }
     }
 
@@ -189,9 +269,9 @@ impl AccessLog {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        if let Some(writer) = writer
-            && self.sender.send(Message::Close).is_ok()
-        {
+        self.queue.closing.store(true, Ordering::Release);
+        self.thread.unpark();
+        if let Some(writer) = writer {
             let _ = writer.join();
         }
     }
@@ -199,59 +279,72 @@ impl AccessLog {
     /// Lines that were not written: the queue was full, or the disk.
     #[must_use]
     pub fn lost(&self) -> u64 {
-        self.lost.load(Ordering::Relaxed)
+        self.queue.lost.load(Ordering::Relaxed)
     }
 }
 
-fn write_lines(
-    receiver: &Receiver<Message>,
-    target: Box<dyn Write + Send>,
-    settle: Duration,
-    bound: usize,
-    lost: &AtomicU64,
-) {
-    let mut out = io::BufWriter::new(target);
-    let mut waiting: Vec<Box<Entry>> = Vec::new();
-    let mut open = true;
-    while open || !waiting.is_empty() {
-        match receiver.recv_timeout(POLL) {
-            Ok(first) => {
-                for message in std::iter::once(first).chain(receiver.try_iter()) {
-                    match message {
-                        Message::Line(entry) => waiting.push(entry),
-                        // At shutdown the sockets are closed: what is not settled is written so.
-                        Message::Close => open = false,
-                    }
-                }
+impl Queue {
+    fn shard(&self, at: usize) -> MutexGuard<'_, Batch> {
+        self.shards[at]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Batch {
+    /// Looks at so many of the lines that wait; those that are settled, or must be, wait no more.
+    fn settle(&mut self, most: usize, must: impl Fn(&Waiting) -> bool) {
+        for _ in 0..most.min(self.waiting.len()) {
+            let Some(line) = self.waiting.pop_front() else {
+                return;
+            };
+            let settled = line.settled();
+            if settled || must(&line) {
+                line.write(&mut self.text, settled);
+                self.lines += 1;
+            } else {
+                self.waiting.push_back(line);
             }
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => open = false,
-        }
-        // As many may wait to settle as may wait to be taken; the oldest are written as they are.
-        let mut excess = waiting.len().saturating_sub(bound);
-        waiting.retain(|entry| {
-            let settled = entry.settled();
-            let forced = excess > 0;
-            excess = excess.saturating_sub(1);
-            if !settled && !forced && open && entry.ended.elapsed() < settle {
-                return true;
-            }
-            if write_line(&mut out, entry, settled).is_err() {
-                lost.fetch_add(1, Ordering::Relaxed);
-            }
-            false
-        });
-        if out.flush().is_err() {
-            lost.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
 
-impl Entry {
+fn write_lines(queue: &Queue, mut target: Box<dyn Write + Send>, settle: Duration) {
+    let mut text = Vec::new();
+    loop {
+        let closing = queue.closing.load(Ordering::Acquire);
+        for at in 0..SHARDS {
+            let lines = {
+                let mut batch = queue.shard(at);
+                // At shutdown the sockets are closed: what is not settled is written so. As it is
+                // where half of what may be queued waits.
+                let forced = closing || batch.waiting.len() > queue.bound / 2;
+                batch.settle(usize::MAX, |line| forced || line.ended.elapsed() >= settle);
+                std::mem::swap(&mut batch.text, &mut text);
+                std::mem::take(&mut batch.lines)
+            };
+            queue.lines.fetch_sub(lines, Ordering::Relaxed);
+            if lines == 0 {
+                continue;
+            }
+            let written = target.write_all(&text).and_then(|()| target.flush());
+            if written.is_err() {
+                queue.lost.fetch_add(lines as u64, Ordering::Relaxed);
+            }
+            text.clear();
+        }
+        if closing {
+            return;
+        }
+        std::thread::park_timeout(POLL);
+    }
+}
+
+impl Entry<'_> {
     fn settled(&self) -> bool {
         let attempts = self.attempts.iter();
         let upstreams = attempts.filter_map(|attempt| attempt.leg.as_ref());
-        self.client.iter().chain(upstreams).all(Leg::settled)
+        self.client_leg.iter().chain(upstreams).all(Leg::settled)
     }
 }
 
@@ -273,118 +366,295 @@ impl Leg {
             .is_none_or(|range| range.first_payload_bytes >= expected)
     }
 
-    fn wire(&self) -> Wire {
-        let mut wire = Wire {
-            received_bytes: self.received_wire_bytes,
-            sent_bytes: Some(0),
-            retransmits: Some(0),
-            srtt_us: self.srtt_us,
-            quality: self.quality.as_str(),
-        };
+    /// What the wire did: bytes are null when the range was overwritten before it could be read.
+    fn write(&self, out: &mut Vec<u8>) {
+        let (mut sent, mut retransmits) = (Some(0), Some(0));
         for ticket in &self.tickets {
             let read = self.connection.read(*ticket);
-            wire.sent_bytes = wire
-                .sent_bytes
-                .zip(read)
-                .map(|(sum, range)| sum + range.wire_bytes);
-            wire.retransmits = wire
-                .retransmits
+            sent = sent.zip(read).map(|(sum, range)| sum + range.wire_bytes);
+            retransmits = retransmits
                 .zip(read)
                 .map(|(sum, range)| sum + range.retransmit_frames);
         }
-        wire
+        key(out, b"{\"received_bytes\":");
+        number(out, self.received_wire_bytes);
+        key(out, b",\"sent_bytes\":");
+        optional(out, sent, number);
+        key(out, b",\"retransmits\":");
+        optional(out, retransmits, number);
+        key(out, b",\"srtt_us\":");
+        number(out, self.srtt_us);
+        key(out, b",\"quality\":");
+        text(out, self.quality.as_str());
+        out.push(b'}');
     }
 }
 
-#[derive(Serialize)]
-struct Wire {
-    received_bytes: u64,
-    /// Null when the range was overwritten before it could be read.
-    sent_bytes: Option<u64>,
-    retransmits: Option<u64>,
-    srtt_us: u32,
-    quality: &'static str,
+/// Where what the wire did goes.
+trait Wires {
+    fn wire(&mut self, out: &mut Vec<u8>, leg: Leg);
+    fn verdict(&mut self, out: &mut Vec<u8>);
 }
 
-fn write_line(out: &mut impl Write, entry: &Entry, settled: bool) -> io::Result<()> {
-    #[derive(Serialize)]
-    struct AttemptLine<'a> {
-        peer: SocketAddr,
-        reused: bool,
-        began_us: u128,
-        connected_us: Option<u128>,
-        answered_us: Option<u128>,
-        ended_us: Option<u128>,
-        status: Option<u16>,
-        error: Option<&'a str>,
-        wire: Option<Wire>,
+/// All of it is known.
+struct Settled;
+
+impl Wires for Settled {
+    fn wire(&mut self, out: &mut Vec<u8>, leg: Leg) {
+        leg.write(out);
     }
-    let micros = |time: Option<Duration>| time.map(|time| time.as_micros());
-    #[derive(Serialize)]
-    struct Line<'a> {
-        unix_ms: u128,
-        id: &'a str,
-        listener: &'a str,
-        client: &'a str,
-        method: &'a str,
-        host: &'a str,
-        path: &'a str,
-        version: &'a str,
-        route: Option<&'a str>,
-        service: Option<&'a str>,
-        tenant: &'a str,
-        status: u16,
-        duration_us: u128,
-        variants: Option<&'a str>,
-        request_body_bytes: u64,
-        response_body_bytes: u64,
-        error: Option<&'a str>,
-        wire: Option<Wire>,
-        wire_settled: bool,
-        upstream_name: Option<&'a str>,
-        upstream: Vec<AttemptLine<'a>>,
+
+    fn verdict(&mut self, out: &mut Vec<u8>) {
+        key(out, b"true");
     }
-    let line = Line {
-        unix_ms: entry
-            .unix_time
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_millis(),
-        id: &entry.id,
-        listener: &entry.listener,
-        client: &entry.client_address,
-        method: &entry.method,
-        host: &entry.host,
-        path: &entry.path,
-        version: entry.version,
-        route: entry.route.as_ref().map(Name::as_str),
-        service: entry.service.as_ref().map(Name::as_str),
-        tenant: &entry.tenant,
-        status: entry.status,
-        duration_us: entry.duration.as_micros(),
-        variants: Some(entry.variants.as_str()).filter(|all| !all.is_empty()),
-        request_body_bytes: entry.request_body.0,
-        response_body_bytes: entry.response_body.0,
-        error: entry.error.as_deref(),
-        wire: entry.client.as_ref().map(Leg::wire),
-        wire_settled: settled,
-        upstream_name: entry.upstream.as_ref().map(Name::as_str),
-        upstream: entry
-            .attempts
-            .iter()
-            .map(|attempt| AttemptLine {
-                peer: attempt.peer,
-                reused: attempt.timing.reused,
-                began_us: attempt.timing.began.as_micros(),
-                connected_us: micros(attempt.timing.connected),
-                answered_us: micros(attempt.timing.answered),
-                ended_us: micros(attempt.timing.ended),
-                status: attempt.timing.status,
-                error: attempt.timing.error.as_deref(),
-                wire: attempt.leg.as_ref().map(Leg::wire),
-            })
-            .collect(),
+}
+
+impl Wires for Waiting {
+    fn wire(&mut self, out: &mut Vec<u8>, leg: Leg) {
+        self.gaps.push((out.len(), leg));
+    }
+
+    fn verdict(&mut self, out: &mut Vec<u8>) {
+        self.verdict_at = out.len();
+    }
+}
+
+impl Waiting {
+    fn settled(&self) -> bool {
+        self.gaps.iter().all(|(_, leg)| leg.settled())
+    }
+
+    fn write(&self, out: &mut Vec<u8>, settled: bool) {
+        let mut from = 0;
+        let mut verdict = Some(self.verdict_at);
+        for (at, leg) in &self.gaps {
+            if let Some(verdict_at) = verdict.take_if(|verdict_at| *verdict_at < *at) {
+                out.extend_from_slice(&self.text[from..verdict_at]);
+                key(out, if settled { b"true" } else { b"false" });
+                from = verdict_at;
+            }
+            out.extend_from_slice(&self.text[from..*at]);
+            leg.write(out);
+            from = *at;
+        }
+        if let Some(verdict_at) = verdict {
+            out.extend_from_slice(&self.text[from..verdict_at]);
+            key(out, if settled { b"true" } else { b"false" });
+            from = verdict_at;
+        }
+        out.extend_from_slice(&self.text[from..]);
+    }
+}
+
+fn write_line(out: &mut Vec<u8>, entry: Entry<'_>, wires: &mut impl Wires) {
+    let unix = entry
+        .unix_time
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    key(out, b"{\"unix_ms\":");
+    number(out, unix.as_millis());
+    key(out, b",\"id\":");
+    text(out, entry.id);
+    key(out, b",\"listener\":");
+    text(out, entry.listener);
+    key(out, b",\"client\":");
+    match entry.client {
+        ClientAddress::Socket(socket) => address(out, socket),
+        ClientAddress::Named(ip) => text(out, &ip.to_string()),
+        ClientAddress::Unknown => text(out, ""),
+    }
+    for (name, value) in [
+        (&b",\"method\":"[..], entry.method),
+        (b",\"host\":", entry.host),
+        (b",\"path\":", entry.path),
+        (b",\"version\":", entry.version),
+    ] {
+        key(out, name);
+        text(out, value);
+    }
+    key(out, b",\"route\":");
+    optional(out, entry.route, text);
+    key(out, b",\"service\":");
+    optional(out, entry.service, text);
+    key(out, b",\"tenant\":");
+    text(out, entry.tenant);
+    key(out, b",\"status\":");
+    number(out, entry.status);
+    key(out, b",\"duration_us\":");
+    number(out, entry.duration.as_micros());
+    key(out, b",\"variants\":");
+    let variants = Some(entry.variants).filter(|all| !all.is_empty());
+    optional(out, variants, text);
+    key(out, b",\"request_body_bytes\":");
+    number(out, entry.request_body.0);
+    key(out, b",\"response_body_bytes\":");
+    number(out, entry.response_body.0);
+    key(out, b",\"error\":");
+    optional(out, entry.error, text);
+    key(out, b",\"wire\":");
+    optional(out, entry.client_leg, |out, leg| wires.wire(out, leg));
+    key(out, b",\"wire_settled\":");
+    wires.verdict(out);
+    key(out, b",\"upstream_name\":");
+    optional(out, entry.upstream, text);
+    key(out, b",\"upstream\":[");
+    for (index, attempt) in entry.attempts.into_iter().enumerate() {
+        let timing = &attempt.timing;
+        let micros = |out: &mut Vec<u8>, time: Duration| number(out, time.as_micros());
+        key(
+            out,
+            if index == 0 {
+                b"{\"peer\":"
+            } else {
+                b",{\"peer\":"
+            },
+        );
+        address(out, attempt.peer);
+        key(out, b",\"reused\":");
+        key(out, if timing.reused { b"true" } else { b"false" });
+        key(out, b",\"began_us\":");
+        micros(out, timing.began);
+        for (name, time) in [
+            (&b",\"connected_us\":"[..], timing.connected),
+            (b",\"answered_us\":", timing.answered),
+            (b",\"ended_us\":", timing.ended),
+        ] {
+            key(out, name);
+            optional(out, time, micros);
+        }
+        key(out, b",\"status\":");
+        optional(out, timing.status, number);
+        key(out, b",\"error\":");
+        optional(out, timing.error.as_deref(), text);
+        key(out, b",\"wire\":");
+        optional(out, attempt.leg, |out, leg| wires.wire(out, leg));
+        out.push(b'}');
+    }
+    key(out, b"]}\n");
+}
+
+fn key(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.extend_from_slice(bytes);
+}
+
+fn number(out: &mut Vec<u8>, value: impl itoa::Integer) {
+    out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
+}
+
+fn optional<T>(out: &mut Vec<u8>, value: Option<T>, write: impl FnOnce(&mut Vec<u8>, T)) {
+    match value {
+        Some(value) => write(out, value),
+        None => key(out, b"null"),
+    }
+}
+
+fn text(out: &mut Vec<u8>, value: &str) {
+    let plain = |byte: u8| byte >= 0x20 && byte != b'"' && byte != b'\\';
+    if value.bytes().all(plain) {
+        out.push(b'"');
+        out.extend_from_slice(value.as_bytes());
+        out.push(b'"');
+    } else {
+        // Writing to memory cannot fail.
+        let _ = serde_json::to_writer(out, value);
+    }
+}
+
+fn address(out: &mut Vec<u8>, address: SocketAddr) {
+    let SocketAddr::V4(v4) = address else {
+        // Writing to memory cannot fail.
+        let _ = write!(out, "\"{address}\"");
+        return;
     };
-    serde_json::to_writer(&mut *out, &line)?;
-    out.write_all(b"\n")
+    for (index, octet) in v4.ip().octets().into_iter().enumerate() {
+        out.push(if index == 0 { b'"' } else { b'.' });
+        number(out, octet);
+    }
+    out.push(b':');
+    number(out, v4.port());
+    out.push(b'"');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry<'a>(path: &'a str, error: Option<&'a str>) -> Entry<'a> {
+        Entry {
+            unix_time: UNIX_EPOCH + Duration::from_millis(1_790_000_000_123),
+            id: "7f",
+            listener: "public",
+            client: ClientAddress::Socket("192.0.2.1:4711".parse().unwrap()),
+            method: "GET",
+            host: "shop.example",
+            path,
+            version: "HTTP/1.1",
+            route: Some("orders"),
+            service: None,
+            tenant: "acme",
+            status: 200,
+            duration: Duration::from_micros(1234),
+            variants: "",
+            upstream: Some("origin"),
+            request_body: PayloadBytes(0),
+            response_body: PayloadBytes(u64::MAX),
+            error,
+            client_leg: None,
+            attempts: ["10.0.0.1:80", "[2001:db8::1]:443"]
+                .map(|peer| Attempt {
+                    peer: peer.parse().unwrap(),
+                    timing: AttemptTiming {
+                        connected: Some(Duration::from_micros(7)),
+                        status: Some(200),
+                        ..AttemptTiming::default()
+                    },
+                    leg: None,
+                })
+                .into(),
+        }
+    }
+
+    #[test]
+    fn a_line_is_json_whatever_a_client_sends() {
+        let odd = "/a\"b\\c\n\u{1}é";
+        let mut out = Vec::new();
+        write_line(
+            &mut out,
+            entry(odd, Some("upstream: \"gone\"")),
+            &mut Settled,
+        );
+        assert_eq!(out.iter().filter(|byte| **byte == b'\n').count(), 1);
+        let line: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        assert_eq!(line["path"], odd);
+        assert_eq!(line["client"], "192.0.2.1:4711");
+        assert_eq!(line["error"], "upstream: \"gone\"");
+        assert_eq!(line["unix_ms"], 1_790_000_000_123_u64);
+        assert_eq!(line["response_body_bytes"], u64::MAX);
+        assert_eq!(line["service"], serde_json::Value::Null);
+        assert_eq!(line["variants"], serde_json::Value::Null);
+        assert_eq!(line["wire_settled"], true);
+        assert_eq!(line["upstream"][0]["peer"], "10.0.0.1:80");
+        assert_eq!(line["upstream"][1]["peer"], "[2001:db8::1]:443");
+        assert_eq!(line["upstream"][1]["connected_us"], 7);
+        assert_eq!(line["upstream"][1]["ended_us"], serde_json::Value::Null);
+    }
+
+    #[test]
+    fn a_full_queue_loses_lines_countably() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        let log = AccessLog::start(&config::AccessLog {
+            target: AccessLogTarget::File(path.clone()),
+            queue: 5,
+            settle: Duration::from_secs(1),
+        })
+        .unwrap();
+        for _ in 0..50_000 {
+            log.push(entry("/", None));
+        }
+        log.close();
+        let written = std::fs::read_to_string(&path).unwrap().lines().count();
+        assert!(log.lost() > 0);
+        assert_eq!(written as u64 + log.lost(), 50_000);
+    }
 }

@@ -15,6 +15,7 @@ use arc_swap::ArcSwap;
 use flow_abi::{Connection, Endpoint, side};
 use pingora::{
     apps::http_app::ServeHttp,
+    listeners::{L4BufferSettings, ListenerConfig},
     proxy::http_proxy,
     server::{RunArgs, Server, configuration::ServerConf},
     services::listening::Service,
@@ -571,8 +572,10 @@ fn serve(shared: &Arc<Shared>, config: &Config, admin: Admin) -> anyhow::Result<
         };
         let mut service = Service::new(format!("listener {}", listener.name), app);
         let address = listener.address.to_string();
-        // TLS is the guard's: a reload may change it.
-        service.add_tcp(&address);
+        // TLS is the guard's: a reload may change it. Each lane has buffers of its own, and only
+        // while data moves: pingora's is 64 KiB a connection.
+        let unbuffered = L4BufferSettings::default().read(0);
+        service.add_listener(ListenerConfig::tcp(address).l4_buffer(unbuffered));
         server.add_service(service);
     }
     let mut service = Service::new("admin".into(), admin);

@@ -15,7 +15,7 @@ pub use config::ConfigMetrics;
 pub use connections::{ConnectionMetrics, KernelTables};
 pub use edge::EdgeMetrics;
 pub use levels::LevelMetrics;
-pub use metrics::{RequestLabels, RequestMetrics};
+pub use metrics::{RequestMetrics, RouteSeries, UpstreamSeries};
 pub use push::PushMetrics;
 pub use upstreams::UpstreamMetrics;
 pub use wire::{WireMetrics, WireView};

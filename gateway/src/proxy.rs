@@ -33,7 +33,7 @@ pub mod tls;
 pub mod token;
 pub mod upstream;
 
-use std::{net::SocketAddr, sync::Arc, time::Instant};
+use std::{borrow::Cow, net::SocketAddr, sync::Arc, time::Instant};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -55,7 +55,7 @@ use pingora::{
 };
 
 use crate::{
-    access_log::AccessLog,
+    access_log::{AccessLog, ClientAddress},
     budget::{Budgets, Decision},
     cache::Store,
     config::{Action, Balance, HashKey, ListenerIndex, Name, TenantRule},
@@ -472,12 +472,12 @@ impl ProxyHttp for Gateway {
             if tls { "https" } else { "http" },
         )?;
         if let Some(line) = &record.request {
-            if !line.host.is_empty()
-                && let Ok(value) = HeaderValue::from_str(&line.host)
+            if !line.host().is_empty()
+                && let Ok(value) = HeaderValue::from_str(line.host())
             {
                 request.insert_header(X_FORWARDED_HOST.clone(), value)?;
             }
-            request.insert_header(X_REQUEST_ID.clone(), line.id.as_str())?;
+            request.insert_header(X_REQUEST_ID.clone(), line.id())?;
         }
         if let Some(left) = record.remaining() {
             request.insert_header(X_TIMEOUT.clone(), left.as_millis().to_string())?;
@@ -684,7 +684,6 @@ impl Gateway {
     }
 
     fn request_line(&self, session: &Session, record: &RequestRecord) -> RequestLine {
-        let listener = &record.generation.config.listeners[self.listener.0];
         let client = record
             .connection
             .as_ref()
@@ -695,25 +694,24 @@ impl Gateway {
             .get(&X_REQUEST_ID)
             .and_then(|value| value.to_str().ok())
             .filter(|id| !id.is_empty() && id.len() <= 128)
-            .map_or_else(new_request_id, str::to_owned);
-        RequestLine {
-            id,
-            method: request.method.as_str().to_owned(),
-            host: host(request).unwrap_or_default().to_owned(),
-            path: request.uri.path().to_owned(),
-            version: match request.version {
+            .map_or_else(|| Cow::Owned(new_request_id()), Cow::Borrowed);
+        let host = host(request).unwrap_or_default();
+        RequestLine::new(
+            (&id, host, request.uri.path()),
+            request.method.clone(),
+            match request.version {
                 http::Version::HTTP_2 => "HTTP/2",
                 http::Version::HTTP_10 => "HTTP/1.0",
                 _ => "HTTP/1.1",
             },
-            client_address: match (client, record.client_ip) {
+            match (client, record.client_ip) {
                 // A trusted proxy says whose request it is, but not from which port.
-                (Some(client), Some(ip)) if client.ip() != ip => ip.to_string(),
-                (Some(client), _) => client.to_string(),
-                (None, _) => String::new(),
+                (Some(client), Some(ip)) if client.ip() != ip => ClientAddress::Named(ip),
+                (Some(client), _) => ClientAddress::Socket(client),
+                (None, _) => ClientAddress::Unknown,
             },
-            listener: Arc::from(listener.name.as_str()),
-        }
+            self.listener,
+        )
     }
 }
 
@@ -795,7 +793,7 @@ fn named<'h>(
 fn new_request_id() -> String {
     use std::hash::{BuildHasher as _, RandomState};
     // Two fresh random keys of the standard library's hasher.
-    let [high, low] = [(); 2].map(|()| RandomState::new().hash_one(std::process::id()));
+    let [high, low] = [(); 2].map(|()| RandomState::new().hash_one(0_u8));
     format!("{high:016x}{low:016x}")
 }
 

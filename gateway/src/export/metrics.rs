@@ -1,6 +1,9 @@
 //! Request metrics. With [`super::wire`], the only places where metric names are written.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -10,7 +13,7 @@ use prometheus_client::{
 
 use crate::{
     config::{Config, Name},
-    proxy::{meter::UNROUTED, route::Route},
+    proxy::{meter::UNROUTED, route::Route, upstream::Pool},
     units::PayloadBytes,
 };
 
@@ -28,6 +31,16 @@ struct RouteLabel {
     route: String,
 }
 
+impl RouteLabel {
+    fn new(route: Option<&Route>) -> Self {
+        Self {
+            route: route
+                .map_or(UNROUTED, |route| route.name.as_str())
+                .to_owned(),
+        }
+    }
+}
+
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct UpstreamLabel {
     upstream: String,
@@ -41,35 +54,30 @@ impl UpstreamLabel {
     }
 }
 
-/// Labels of a finished request.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-pub struct RequestLabels {
+struct RequestLabels {
     route: String,
     service: String,
     status_class: &'static str,
 }
 
-impl RequestLabels {
-    /// Status 0 means that no response was sent.
-    #[must_use]
-    pub fn new(route: Option<&Route>, status: u16) -> Self {
-        Self {
-            route: route
-                .map_or(UNROUTED, |route| route.name.as_str())
-                .to_owned(),
-            service: route
-                .map_or(UNROUTED, |route| route.service.as_str())
-                .to_owned(),
-            status_class: match status / 100 {
-                1 => "1xx",
-                2 => "2xx",
-                3 => "3xx",
-                4 => "4xx",
-                5 => "5xx",
-                _ => "none",
-            },
-        }
-    }
+/// Classes of status; 0 means that no response was sent.
+const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// A route's series, each looked up by its labels once and kept at the route.
+#[derive(Debug, Default)]
+pub struct RouteSeries {
+    requests: [OnceLock<Counter>; CLASSES.len()],
+    request_body: OnceLock<Counter>,
+    response_body: OnceLock<Counter>,
+    duration: OnceLock<Histogram>,
+    client_rtt: OnceLock<Histogram>,
+}
+
+/// An upstream's series, each looked up once and kept at its pool.
+#[derive(Debug, Default)]
+pub struct UpstreamSeries {
+    rtt: OnceLock<Histogram>,
 }
 
 type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
@@ -84,6 +92,7 @@ pub struct RequestMetrics {
     client_rtt: Histograms<RouteLabel>,
     upstream_rtt: Histograms<UpstreamLabel>,
     connect_failures: Family<UpstreamLabel, Counter>,
+    unrouted: Arc<RouteSeries>,
 }
 
 impl RequestMetrics {
@@ -99,6 +108,7 @@ impl RequestMetrics {
             client_rtt: Family::new_with_constructor(rtts),
             upstream_rtt: Family::new_with_constructor(rtts),
             connect_failures: Family::default(),
+            unrouted: Arc::default(),
         };
         registry.register(
             "edgemeter_requests",
@@ -152,50 +162,73 @@ impl RequestMetrics {
         }
     }
 
-    /// A request is over.
-    pub fn requests(
+    /// A request is over. Status 0 means that no response was sent.
+    pub fn request(
         &self,
-        labels: &RequestLabels,
+        route: Option<&Route>,
+        status: u16,
         duration: Duration,
         request_body: PayloadBytes,
         response_body: PayloadBytes,
     ) {
-        self.requests.get_or_create(labels).inc();
-        let route = RouteLabel {
-            route: labels.route.clone(),
-        };
-        self.request_body
-            .get_or_create(&route)
+        let series = self.series(route);
+        let name = || RouteLabel::new(route);
+        let class = Some(usize::from(status / 100)).filter(|class| *class < CLASSES.len());
+        let class = class.unwrap_or(0);
+        series.requests[class]
+            .get_or_init(|| {
+                let labels = RequestLabels {
+                    route: name().route,
+                    service: route
+                        .map_or(UNROUTED, |route| route.service.as_str())
+                        .to_owned(),
+                    status_class: CLASSES[class],
+                };
+                self.requests.get_or_create(&labels).clone()
+            })
+            .inc();
+        series
+            .request_body
+            .get_or_init(|| self.request_body.get_or_create(&name()).clone())
             .inc_by(request_body.0);
-        self.response_body
-            .get_or_create(&route)
+        series
+            .response_body
+            .get_or_init(|| self.response_body.get_or_create(&name()).clone())
             .inc_by(response_body.0);
-        self.duration
-            .get_or_create(&route)
+        series
+            .duration
+            .get_or_init(|| self.duration.get_or_create(&name()).clone())
             .observe(duration.as_secs_f64());
     }
 
     /// Round-trip time of the client connection; 0 is unknown and not observed.
     pub fn client_rtt(&self, route: Option<&Route>, srtt_us: u32) {
         if srtt_us > 0 {
-            let route = route
-                .map_or(UNROUTED, |route| route.name.as_str())
-                .to_owned();
             let rtt = Duration::from_micros(srtt_us.into());
-            self.client_rtt
-                .get_or_create(&RouteLabel { route })
-                .observe(rtt.as_secs_f64());
+            let rtts = &self.series(route).client_rtt;
+            rtts.get_or_init(|| {
+                let label = RouteLabel::new(route);
+                self.client_rtt.get_or_create(&label).clone()
+            })
+            .observe(rtt.as_secs_f64());
         }
     }
 
     /// Round-trip time of an upstream connection; 0 is unknown and not observed.
-    pub fn upstream_rtt(&self, upstream: &Name, srtt_us: u32) {
+    pub fn upstream_rtt(&self, pool: &Pool, srtt_us: u32) {
         if srtt_us > 0 {
             let rtt = Duration::from_micros(srtt_us.into());
-            self.upstream_rtt
-                .get_or_create(&UpstreamLabel::new(upstream))
-                .observe(rtt.as_secs_f64());
+            let rtts = &pool.series.rtt;
+            rtts.get_or_init(|| {
+                let label = UpstreamLabel::new(&pool.settings.name);
+                self.upstream_rtt.get_or_create(&label).clone()
+            })
+            .observe(rtt.as_secs_f64());
         }
+    }
+
+    fn series<'r>(&'r self, route: Option<&'r Route>) -> &'r RouteSeries {
+        route.map_or(&self.unrouted, |route| &route.series)
     }
 
     /// A peer could not be connected to.

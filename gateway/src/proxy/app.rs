@@ -28,12 +28,12 @@ use super::{
     gate::{Admitted, Turned, network_of},
     generation::Generation,
     guard::{Guard, Transport},
-    lane::{Buffer, Lane},
+    lane::{Buffer, Lane, Stay},
     meter::EndpointId,
     proxy_header::{self, Named, Opened},
     tls,
 };
-use crate::config::{Limits, ListenerIndex, Protection};
+use crate::config::{Limits, ListenerIndex, Name, Protection};
 
 /// pingora's default.
 const KEEP_ALIVE_SECONDS: u64 = 60;
@@ -57,56 +57,9 @@ impl ServerApp for MeteredApp {
         stream: Stream,
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
-        let digest = stream.get_socket_digest()?;
-        let peer = *digest.peer_addr()?.as_inet()?;
-        // The configuration this connection is opened by; its requests take the one then in force.
-        let generation = self.shared.generation.load_full();
-        let listener = &generation.config.listeners[self.listener.0];
-        let (name, limits) = (listener.name.as_str(), &listener.protection.limits);
-        let received = Arc::new(AtomicU64::new(0));
-        let opened = match self.open(stream, peer, &generation, &received).await {
-            Ok(opened) => opened,
-            Err(turned) => {
-                self.shared.edge.turned(name, turned);
-                let desync = match turned {
-                    Turned::ProxyHeader => Some(Desync::ProxyHeader),
-                    Turned::TlsHandshake | Turned::TlsTimeout => Some(Desync::Handshake),
-                    _ => None,
-                };
-                if let Some(desync) = desync {
-                    self.alarm(name, peer.ip(), desync, received.load(Ordering::Relaxed));
-                }
-                log::debug!("{name}: {peer}: turned away: {}", turned.reason());
-                return None;
-            }
-        };
-        let _admitted = opened.admitted;
-        let meter = &self.shared.meter;
-        let is_tls = matches!(opened.transport, Transport::Tls(..));
-        let endpoint = EndpointId::Listener(self.listener);
-        meter.open(&generation.endpoints, &digest, opened.fd, endpoint, is_tls);
-        let closing = Closing {
-            shared: Arc::clone(&self.shared),
-            digest,
-        };
-        if let Some(tracked) = meter.find(&closing.digest) {
-            tracked.connection.counts(opened.transport.sent());
-        }
-        let connection = Arc::new(opened.connection);
-        let h2c = listener.http2 && !is_tls;
-        let guard = self.guard(opened.transport, &connection, limits, h2c, name);
-        let limits = limits.clone();
-        // Or an old configuration lives as long as its last connection.
-        let name = name.to_owned();
-        drop(generation);
-        self.serve(Box::new(guard), &connection, h2c, &limits, shutdown)
-            .await;
-        self.look_back(
-            &name,
-            &connection,
-            &closing.digest,
-            received.load(Ordering::Relaxed),
-        );
+        // A task of our own: pingora's holds 9 KiB, for a handshake that is the guard's here.
+        let (app, shutdown) = (Arc::clone(self), shutdown.clone());
+        tokio::spawn(async move { app.connection(stream, &shutdown).await });
         None
     }
 
@@ -124,6 +77,67 @@ struct Ready {
 }
 
 impl MeteredApp {
+    /// From the accepted socket to its end.
+    async fn connection(&self, stream: Stream, shutdown: &ShutdownWatch) {
+        let Some(digest) = stream.get_socket_digest() else {
+            return;
+        };
+        let Some(peer) = digest.peer_addr().and_then(|peer| peer.as_inet().copied()) else {
+            return;
+        };
+        // The configuration this connection is opened by; its requests take the one then in force.
+        let generation = self.shared.generation.load_full();
+        let listener = &generation.config.listeners[self.listener.0];
+        let (name, limits) = (listener.name.as_str(), &listener.protection.limits);
+        let received = Arc::new(AtomicU64::new(0));
+        // In a box, as is all that an idle connection has no use for.
+        let opened = Box::pin(self.open(stream, peer, &generation, &received));
+        let opened = match opened.await {
+            Ok(opened) => opened,
+            Err(turned) => {
+                self.shared.edge.turned(name, turned);
+                let desync = match turned {
+                    Turned::ProxyHeader => Some(Desync::ProxyHeader),
+                    Turned::TlsHandshake | Turned::TlsTimeout => Some(Desync::Handshake),
+                    _ => None,
+                };
+                if let Some(desync) = desync {
+                    self.alarm(name, peer.ip(), desync, received.load(Ordering::Relaxed));
+                }
+                log::debug!("{name}: {peer}: turned away: {}", turned.reason());
+                return;
+            }
+        };
+        let _admitted = opened.admitted;
+        let meter = &self.shared.meter;
+        let is_tls = matches!(opened.transport, Transport::Tls(..));
+        let endpoint = EndpointId::Listener(self.listener);
+        meter.open(&generation.endpoints, &digest, opened.fd, endpoint, is_tls);
+        let closing = Closing {
+            shared: Arc::clone(&self.shared),
+            digest,
+        };
+        if let Some(tracked) = meter.find(&closing.digest) {
+            tracked.connection.counts(opened.transport.sent());
+        }
+        let connection = Arc::new(opened.connection);
+        let h2c = listener.http2 && !is_tls;
+        let guard = self.guard(opened.transport, &connection, limits, h2c, &listener.name);
+        let stay = Stay::new(limits);
+        // Or an old configuration lives as long as its last connection.
+        let name = listener.name.clone();
+        let lean = !h2c && !guard.speaks_http2() && generation.fit.listener(self.listener.0);
+        drop(generation);
+        self.serve(Box::new(guard), &connection, (h2c, lean), stay, shutdown)
+            .await;
+        self.look_back(
+            name.as_str(),
+            &connection,
+            &closing.digest,
+            received.load(Ordering::Relaxed),
+        );
+    }
+
     /// Who it is, whether it may, and TLS.
     async fn open(
         &self,
@@ -240,10 +254,10 @@ impl MeteredApp {
         connection: &Arc<Connection>,
         limits: &Limits,
         h2c: bool,
-        name: &str,
+        name: &Name,
     ) -> Guard {
         let shared = Arc::clone(&self.shared);
-        let listener = name.to_owned();
+        let listener = name.clone();
         let peer = connection.client;
         Guard::new(
             transport,
@@ -251,29 +265,58 @@ impl MeteredApp {
             limits.clone(),
             h2c,
             move |refusal| {
-                shared.edge.refused(&listener, refusal);
+                shared.edge.refused(listener.as_str(), refusal);
                 log::info!("{listener}: {peer}: refused: {refusal}");
             },
         )
     }
 
-    /// Until the connection ends; asks it to end when the process does, or it has had its time or
-    /// its requests. HTTP/2 is told by GOAWAY, HTTP/1 by `connection: close`.
+    /// Until the connection ends: on the lean lane where it can be, else on pingora's.
     async fn serve(
+        &self,
+        mut stream: Stream,
+        connection: &Arc<Connection>,
+        (h2c, lean): (bool, bool),
+        stay: Stay,
+        shutdown: &ShutdownWatch,
+    ) {
+        let read = if lean {
+            let left = self
+                .lane
+                .connection(&mut stream, connection, stay, shutdown)
+                .await;
+            let Some(read) = left else { return };
+            read
+        } else {
+            Buffer::default()
+        };
+        Box::pin(self.pingora(stream, connection, h2c, read, stay, shutdown)).await;
+    }
+
+    /// pingora asks neither for a connection's age nor for its requests: it is told by a shutdown of
+    /// the connection's own. HTTP/2 is told by GOAWAY, HTTP/1 by `connection: close`.
+    async fn pingora(
         &self,
         stream: Stream,
         connection: &Arc<Connection>,
         h2c: bool,
-        limits: &Limits,
+        read: Buffer,
+        stay: Stay,
         shutdown: &ShutdownWatch,
     ) {
         let (leave, leaving) = watch::channel(*shutdown.borrow());
-        let serving = self.lanes(stream, connection, h2c, &leaving);
+        let serving = async {
+            if h2c || stream.selected_alpn_proto() == Some(ALPN::H2) {
+                self.proxy.process_new(stream, &leaving).await;
+            } else {
+                self.full_lane(stream, &read.bytes, &leaving).await;
+            }
+        };
         let asking = async {
             let mut shutdown = shutdown.clone();
             let age = async {
-                match limits.connection_age_max {
-                    Some(age) => tokio::time::sleep(age).await,
+                match stay.until {
+                    Some(until) => tokio::time::sleep_until(until.into()).await,
                     None => std::future::pending().await,
                 }
             };
@@ -294,32 +337,6 @@ impl MeteredApp {
 
 /// What moves the bytes.
 impl MeteredApp {
-    async fn lanes(
-        &self,
-        mut stream: Stream,
-        connection: &Arc<Connection>,
-        h2c: bool,
-        shutdown: &ShutdownWatch,
-    ) {
-        if h2c || stream.selected_alpn_proto() == Some(ALPN::H2) {
-            self.proxy.process_new(stream, shutdown).await;
-            return;
-        }
-        let generation = self.shared.generation.load_full();
-        let read = if generation.fit.listener(self.listener.0) {
-            drop(generation);
-            let left = self
-                .lane
-                .connection(&mut stream, connection, shutdown)
-                .await;
-            let Some(read) = left else { return };
-            read
-        } else {
-            Buffer::default()
-        };
-        self.full_lane(stream, &read.bytes, shutdown).await;
-    }
-
     /// pingora's own loop over an HTTP/1 connection's requests, begun with what the lean lane has
     /// read.
     async fn full_lane(&self, stream: Stream, read: &[u8], shutdown: &ShutdownWatch) {

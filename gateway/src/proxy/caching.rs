@@ -214,7 +214,7 @@ impl Gateway {
 
     /// Whether a path of this request's host is stored for this request's tenant.
     pub(super) fn is_cached(&self, session: &Session, record: &RequestRecord, path: &str) -> bool {
-        let host = record.request.as_ref().map(|line| line.host.as_str());
+        let host = record.request.as_ref().map(|line| line.host());
         let router = &record.generation.router;
         let asked = Asked {
             host,
@@ -328,7 +328,7 @@ fn primary_of(session: &Session, record: &RequestRecord) -> String {
 fn url_of(session: &Session, record: &RequestRecord) -> String {
     let tls = record.connection.as_ref().is_some_and(|c| c.tls.is_some());
     let scheme = if tls { "https" } else { "http" };
-    let host = record.request.as_ref().map_or("", |line| &line.host);
+    let host = record.request.as_ref().map_or("", |line| line.host());
     let uri = &session.req_header().uri;
     let path = uri.path_and_query().map_or("/", |path| path.as_str());
     format!("{scheme}://{}{path}", host.to_ascii_lowercase())

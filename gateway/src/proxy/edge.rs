@@ -281,7 +281,7 @@ impl Gateway {
         let answered = asker
             .ask(&About {
                 request: session.req_header(),
-                host: record.request.as_ref().map_or("", |line| &line.host),
+                host: record.request.as_ref().map_or("", |line| line.host()),
                 client: record.client_ip,
                 tls: record.connection.as_ref().is_some_and(|c| c.tls.is_some()),
             })

@@ -8,7 +8,7 @@
 use std::{
     fmt, io,
     pin::Pin,
-    sync::{Arc, atomic::AtomicU64},
+    sync::{Arc, OnceLock, atomic::AtomicU64},
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
@@ -59,7 +59,8 @@ pub enum Transport {
 pub struct Guard {
     transport: Transport,
     connection: Arc<Connection>,
-    digest: Option<Arc<ProxyDigest>>,
+    /// Made when pingora asks for it.
+    digest: OnceLock<Option<Arc<ProxyDigest>>>,
     limits: Limits,
     phase: Phase,
     /// Read from the client, not yet passed on.
@@ -144,11 +145,10 @@ impl Guard {
         } else {
             Phase::Head(HeadScanner::default(), Some(now))
         };
-        let digest = connection.digest().map(Arc::new);
         Self {
             transport,
             connection,
-            digest,
+            digest: OnceLock::new(),
             limits,
             phase,
             held: BytesMut::new(),
@@ -158,6 +158,12 @@ impl Guard {
             h2c,
             refused: Box::new(refused),
         }
+    }
+
+    /// Whether the handshake has agreed on HTTP/2.
+    #[must_use]
+    pub fn speaks_http2(&self) -> bool {
+        matches!(self.phase, Phase::Http2(_))
     }
 
     fn head_limits(&self) -> HeadLimits {
@@ -281,6 +287,49 @@ impl Guard {
         }
     }
 
+    /// The usual case: one whole header without a body comes in one read, and goes into the
+    /// reader's buffer without being held. Ready(false): it was something else, and is held.
+    fn poll_whole_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<bool>> {
+        let limits = self.head_limits();
+        let Phase::Head(scanner, since) = &mut self.phase else {
+            return Poll::Ready(Ok(false));
+        };
+        let start = buffer.filled().len();
+        match Pin::new(&mut self.transport).poll_read(cx, buffer) {
+            Poll::Ready(result) => result?,
+            Poll::Pending => {
+                let Some(since) = *since else {
+                    return Poll::Pending;
+                };
+                ready!(self.poll_deadline(cx, since + self.limits.header_timeout));
+                // Nothing was asked: nothing is answered.
+                return Poll::Ready(Err(self.fail(Refusal::HeaderTimeout)));
+            }
+        }
+        let read = &buffer.filled()[start..];
+        if read.is_empty() {
+            self.ended = true;
+            return Poll::Ready(Ok(true));
+        }
+        if let Ok(Some(head)) = scanner.scan(read, &limits)
+            && head.length == read.len()
+            && head.framing == Framing::None
+        {
+            self.timer = None;
+            self.connection.request_begins();
+            self.phase = Phase::Served;
+            return Poll::Ready(Ok(true));
+        }
+        *scanner = HeadScanner::default();
+        self.held.extend_from_slice(read);
+        buffer.set_filled(start);
+        Poll::Ready(Ok(false))
+    }
+
     /// A body goes through without being held, except what follows it.
     fn poll_body(
         &mut self,
@@ -364,18 +413,33 @@ impl Guard {
         Poll::Pending
     }
 
+    /// Whether the request under way is over, or a tunnel.
+    fn moves_on(&mut self) -> bool {
+        if self.connection.is_tunnel() {
+            self.phase = Phase::Tunnel;
+            self.released = self.held.len();
+            return true;
+        }
+        let over = self.connection.requests_over() >= self.connection.requests_begun();
+        if over {
+            self.phase = Phase::Head(HeadScanner::default(), None);
+            if self.held.is_empty() {
+                // An idle connection has no buffer.
+                self.held = BytesMut::new();
+            }
+        }
+        over
+    }
+
     /// The request is being served: what comes is held, and only the end is passed on.
     fn poll_served(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Next>> {
         loop {
-            self.connection.wake_later(cx.waker());
-            if self.connection.is_tunnel() {
-                self.phase = Phase::Tunnel;
-                self.released = self.held.len();
+            if self.moves_on() {
                 return Poll::Ready(Ok(Next::Again));
             }
-            if self.connection.requests_over() >= self.connection.requests_begun() {
-                let since = None;
-                self.phase = Phase::Head(HeadScanner::default(), since);
+            self.connection.wake_later(cx.waker());
+            // It may have ended in between.
+            if self.moves_on() {
                 return Poll::Ready(Ok(Next::Again));
             }
             if self.held.len() >= HELD_MAX {
@@ -445,6 +509,13 @@ impl AsyncRead for Guard {
                 return Poll::Ready(Ok(()));
             }
             match &this.phase {
+                Phase::Head(scanner, _)
+                    if scanner.is_fresh() && this.held.is_empty() && !this.ended =>
+                {
+                    if ready!(this.poll_whole_head(cx, buffer))? {
+                        return Poll::Ready(Ok(()));
+                    }
+                }
                 Phase::Head(..) => {
                     if !ready!(this.poll_head(cx))? {
                         return Poll::Ready(Ok(()));
@@ -605,7 +676,8 @@ impl GetTimingDigest for Guard {
 
 impl GetProxyDigest for Guard {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        self.digest.clone()
+        let digest = || self.connection.digest().map(Arc::new);
+        self.digest.get_or_init(digest).clone()
     }
 }
 

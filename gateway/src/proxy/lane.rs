@@ -26,4 +26,4 @@ mod serve;
 pub use buffers::Buffer;
 pub use fit::Fit;
 pub use pool::Pools;
-pub use serve::Lane;
+pub use serve::{Lane, Stay};

@@ -23,10 +23,9 @@ use super::{
     upstream::{self, Pool, limits::Admission},
 };
 use crate::{
-    access_log::{Attempt as LoggedAttempt, AttemptTiming, Entry, Leg as LoggedLeg},
+    access_log::{Attempt as LoggedAttempt, AttemptTiming, ClientAddress, Entry, Leg as LoggedLeg},
     budget::Decision,
-    config::{Match, Name, UpstreamIndex},
-    export::RequestLabels,
+    config::{ListenerIndex, Match, Name, UpstreamIndex},
     owner::{OwnerId, Quality},
     proxy::Shared,
     slots::{Hold, RangeTicket},
@@ -89,13 +88,53 @@ pub struct RequestRecord {
 
 /// What the client asked, as it goes to the access log.
 pub(super) struct RequestLine {
-    pub(super) id: String,
-    pub(super) method: String,
-    pub(super) host: String,
-    pub(super) path: String,
+    /// Id, host and path one after the other: one allocation a request.
+    text: String,
+    id_bytes: usize,
+    host_bytes: usize,
+    pub(super) method: http::Method,
     pub(super) version: &'static str,
-    pub(super) client_address: String,
-    pub(super) listener: Arc<str>,
+    pub(super) client: ClientAddress,
+    pub(super) listener: ListenerIndex,
+}
+
+impl RequestLine {
+    pub(super) fn new(
+        (id, host, path): (&str, &str, &str),
+        method: http::Method,
+        version: &'static str,
+        client: ClientAddress,
+        listener: ListenerIndex,
+    ) -> Self {
+        let mut text = String::with_capacity(id.len() + host.len() + path.len());
+        for part in [id, host, path] {
+            text.push_str(part);
+        }
+        Self {
+            text,
+            id_bytes: id.len(),
+            host_bytes: host.len(),
+            method,
+            version,
+            client,
+            listener,
+        }
+    }
+
+    /// The request's id.
+    pub(super) fn id(&self) -> &str {
+        &self.text[..self.id_bytes]
+    }
+
+    /// As sent.
+    pub(super) fn host(&self) -> &str {
+        &self.text[self.id_bytes..][..self.host_bytes]
+    }
+
+    /// Without the query.
+    pub(super) fn path(&self) -> &str {
+        &self.text[self.id_bytes + self.host_bytes..]
+    }
 }
 
 /// One connection's part in the request.
@@ -219,24 +258,24 @@ impl RequestRecord {
         let shared = Arc::clone(&self.shared);
         let elapsed = self.started.elapsed();
         let route = self.route.as_deref();
-        let labels = RequestLabels::new(route, self.status);
+        let (sent, received) = (self.response_body, self.request_body);
         shared
             .metrics
-            .requests(&labels, elapsed, self.request_body, self.response_body);
+            .request(route, self.status, elapsed, received, sent);
         let client = self.client.take().map(|leg| {
             shared
                 .metrics
                 .client_rtt(route, leg.tracked.connection.srtt_us());
             leg.finish(&shared)
         });
-        let upstream = self.upstream_name().cloned();
-        let mut attempts = Vec::new();
+        let pool = self.pool().cloned();
+        let mut attempts = Vec::with_capacity(self.attempts.len());
         for attempt in self.attempts.drain(..) {
             let leg = attempt.leg.map(|leg| {
-                if let Some(upstream) = &upstream {
+                if let Some(pool) = &pool {
                     shared
                         .metrics
-                        .upstream_rtt(upstream, leg.tracked.connection.srtt_us());
+                        .upstream_rtt(pool, leg.tracked.connection.srtt_us());
                 }
                 leg.finish(&shared)
             });
@@ -251,26 +290,27 @@ impl RequestRecord {
         if let Some(log) = &shared.access_log {
             log.push(Entry {
                 unix_time: std::time::SystemTime::now(),
-                id: request.id,
-                listener: request.listener,
-                client_address: request.client_address,
-                method: request.method,
-                host: request.host,
-                path: request.path,
+                id: request.id(),
+                listener: self.generation.config.listeners[request.listener.0]
+                    .name
+                    .as_str(),
+                client: request.client,
+                method: request.method.as_str(),
+                host: request.host(),
+                path: request.path(),
                 version: request.version,
-                route: route.map(|route| route.name.clone()),
-                service: route.map(|route| route.service.clone()),
-                tenant: std::mem::take(&mut self.tenant),
+                route: route.map(|route| route.name.as_str()),
+                service: route.map(|route| route.service.as_str()),
+                tenant: &self.tenant,
                 status: self.status,
                 duration: elapsed,
-                variants: std::mem::take(&mut self.assignment.variants),
-                upstream: upstream.clone(),
+                variants: &self.assignment.variants,
+                upstream: pool.as_ref().map(|pool| pool.settings.name.as_str()),
                 request_body: self.request_body,
                 response_body: self.response_body,
-                error: self.error.take(),
-                client,
+                error: self.error.as_deref(),
+                client_leg: client,
                 attempts,
-                ended: Instant::now(),
             });
         }
     }
@@ -385,6 +425,8 @@ impl Leg {
 impl RequestRecord {
     /// A peer was chosen.
     pub(super) fn attempt(&mut self, held: upstream::Attempt) {
+        // Seldom is there a second one.
+        self.attempts.reserve_exact(1);
         self.attempts.push(Attempt {
             peer: held.address(),
             held: Some(held),

@@ -34,6 +34,7 @@ use crate::config::{
     self, Action, Backend, Config, HostPattern, ListenerIndex, Match, PathPattern, RouteIndex,
     UpstreamIndex,
 };
+use crate::export::RouteSeries;
 
 use super::rotation::Rotation;
 
@@ -48,6 +49,8 @@ pub struct Route {
     config: Arc<config::Route>,
     backends: Rotation,
     mirrored: Rotation,
+    /// Its request metrics.
+    pub series: RouteSeries,
 }
 
 impl Deref for Route {
@@ -167,6 +170,7 @@ impl Router {
                         config: Arc::clone(route),
                         backends: Rotation::default(),
                         mirrored: Rotation::default(),
+                        series: RouteSeries::default(),
                     })
                 })
                 .collect(),

@@ -202,34 +202,34 @@ impl HeadScanner {
     /// # Errors
     /// Why the header is refused, as early as that can be said.
     pub fn scan(&mut self, buffer: &[u8], limits: &HeadLimits) -> Result<Option<Head>, Refusal> {
-        while let Some(&byte) = buffer.get(self.scanned) {
-            match byte {
-                b'\n' if self.scanned == 0 || buffer[self.scanned - 1] != b'\r' => {
-                    return Err(Refusal::BareLf);
-                }
-                b'\n' => {
-                    let length = self.scanned + 1;
-                    if length > limits.bytes_max {
-                        return Err(Refusal::HeaderTooLarge);
-                    }
-                    if length - self.line_start == 2 && self.line_start > 0 {
-                        let framing = read(&buffer[..length], limits)?;
-                        return Ok(Some(Head { length, framing }));
-                    }
-                    if length - self.line_start == 2 {
-                        // An empty line before the request line: the caller strips one.
-                        return Err(Refusal::RequestLine);
-                    }
-                    self.line_start = length;
-                }
-                _ if self.scanned > 0 && buffer[self.scanned - 1] == b'\r' => {
-                    return Err(Refusal::BareCr);
-                }
-                b'\r' | b'\t' => {}
-                0..0x20 | 0x7f => return Err(Refusal::ControlByte),
-                _ => {}
+        while let Some(&first) = buffer.get(self.scanned) {
+            if first != b'\n' && self.scanned > 0 && buffer[self.scanned - 1] == b'\r' {
+                return Err(Refusal::BareCr);
             }
-            self.scanned += 1;
+            let unread = &buffer[self.scanned..];
+            let Some(line_feed) = memchr::memchr(b'\n', unread) else {
+                no_control(unread)?;
+                self.scanned = buffer.len();
+                break;
+            };
+            no_control(&unread[..line_feed])?;
+            let length = self.scanned + line_feed + 1;
+            if length < 2 || buffer[length - 2] != b'\r' {
+                return Err(Refusal::BareLf);
+            }
+            if length > limits.bytes_max {
+                return Err(Refusal::HeaderTooLarge);
+            }
+            if length - self.line_start == 2 && self.line_start > 0 {
+                let framing = read(&buffer[..length], limits)?;
+                return Ok(Some(Head { length, framing }));
+            }
+            if length - self.line_start == 2 {
+                // An empty line before the request line: the caller strips one.
+                return Err(Refusal::RequestLine);
+            }
+            self.line_start = length;
+            self.scanned = length;
         }
         if self.line_start == 0 && self.scanned > limits.target_bytes_max + 64 {
             return Err(Refusal::UriTooLong);
@@ -239,6 +239,22 @@ impl HeadScanner {
         }
         Ok(None)
     }
+}
+
+/// No control character but tabs; a carriage return only at the end.
+fn no_control(line: &[u8]) -> Result<(), Refusal> {
+    let body = line.strip_suffix(b"\r").unwrap_or(line);
+    let is_control = |byte: u8| byte < 0x20 && byte != b'\t' || byte == 0x7f;
+    // All of it without a branch, many bytes at a time: there is hardly ever one.
+    if !body.iter().fold(false, |any, &byte| any | is_control(byte)) {
+        return Ok(());
+    }
+    let first = body.iter().find(|byte| is_control(**byte));
+    Err(if first == Some(&b'\r') {
+        Refusal::BareCr
+    } else {
+        Refusal::ControlByte
+    })
 }
 
 /// A complete header: every line ends in CRLF and no other control characters are in it.
@@ -257,7 +273,7 @@ fn read(header: &[u8], limits: &HeadLimits) -> Result<Framing, Refusal> {
         if first == b' ' || first == b'\t' {
             return Err(Refusal::ObsoleteFolding);
         }
-        let Some(colon) = line.iter().position(|&byte| byte == b':') else {
+        let Some(colon) = memchr::memchr(b':', line) else {
             return Err(Refusal::HeaderName);
         };
         let (name, value) = (&line[..colon], trim(&line[colon + 1..]));
@@ -378,15 +394,32 @@ fn content_length(value: &[u8]) -> Result<u64, Refusal> {
         .ok_or(Refusal::ContentLengthInvalid)
 }
 
+/// Letters, digits and these.
+const fn with_alphanumeric(more: &[u8]) -> [bool; 256] {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 128_u8 {
+        table[byte as usize] = byte.is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let mut at = 0;
+    while at < more.len() {
+        table[more[at] as usize] = true;
+        at += 1;
+    }
+    table
+}
+
+static TOKEN: [bool; 256] = with_alphanumeric(b"!#$%&'*+-.^_`|~");
+static HOST: [bool; 256] = with_alphanumeric(b"-._~!$&'()*+,;=%:[]");
+
 fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+    TOKEN[usize::from(byte)]
 }
 
 /// `uri-host [ ":" port ]`, possibly empty, without user information.
 fn is_host(value: &[u8]) -> bool {
-    value
-        .iter()
-        .all(|&byte| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%:[]".contains(&byte))
+    value.iter().all(|&byte| HOST[usize::from(byte)])
 }
 
 fn trim(mut value: &[u8]) -> &[u8] {

@@ -14,7 +14,7 @@ mod ring;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,7 @@ use arc_swap::ArcSwap;
 
 use super::rotation::Rotation;
 use crate::config::{self, Balance, PeerAddress};
+use crate::export::UpstreamSeries;
 use feed::{PeerHealth, PeerSample, SHARE_WHOLE};
 use limits::{Admission, Budget, Gate, Refused};
 use ring::Ring;
@@ -100,11 +101,20 @@ pub struct Pool {
     peers: ArcSwap<Peers>,
     turns: Rotation,
     random: AtomicU64,
+    /// Peers that fail their check.
+    down: AtomicUsize,
+    /// Until then a peer is ejected, microseconds since `born`.
+    ejected_until: AtomicU64,
+    born: Instant,
+    /// The kernel's verdict lowers some peer's share.
+    lowered: AtomicBool,
     gate: Arc<Gate>,
     /// Of retries.
     pub budget: Budget,
     /// Picks while too few peers were left.
     pub panics: AtomicU64,
+    /// Its request metrics.
+    pub series: UpstreamSeries,
     started: AtomicBool,
 }
 
@@ -112,6 +122,8 @@ pub struct Pool {
 struct Peers {
     list: Vec<Arc<Peer>>,
     ring: Option<Ring>,
+    /// Whose turn it is while the kernel lowers nobody's share.
+    turns: Option<Box<[u32]>>,
 }
 
 /// A peer as operators see it.
@@ -135,9 +147,14 @@ impl Pool {
             peers: ArcSwap::default(),
             turns: Rotation::default(),
             random: AtomicU64::new(std::process::id().into()),
+            down: AtomicUsize::new(0),
+            ejected_until: AtomicU64::new(0),
+            born: Instant::now(),
+            lowered: AtomicBool::new(false),
             gate: Arc::new(Gate::new(&upstream.limits)),
             budget: Budget::new(&upstream.retry),
             panics: AtomicU64::new(0),
+            series: UpstreamSeries::default(),
             started: AtomicBool::new(false),
         };
         pool.resolve(&HashMap::new());
@@ -181,7 +198,11 @@ impl Pool {
         }
         let ring = matches!(self.settings.balance, Balance::Hash(_))
             .then(|| Ring::new(list.iter().map(|peer| (peer.address, peer.weight))));
-        self.peers.store(Arc::new(Peers { list, ring }));
+        let turns = matches!(self.settings.balance, Balance::RoundRobin)
+            .then(|| Rotation::round(list.iter().map(|peer| peer.weight)))
+            .flatten();
+        self.peers.store(Arc::new(Peers { list, ring, turns }));
+        self.recount();
     }
 
     /// The addresses of all peers.
@@ -225,6 +246,12 @@ impl Pool {
         if all == 0 {
             return Err(self.gate.refuse(Refused::Unresolved));
         }
+        if tried.is_empty()
+            && self.all_available(now)
+            && let Some(peer) = self.pick_of_all(key, &peers)
+        {
+            return self.begin(peer);
+        }
         let usable: Vec<bool> = peers
             .list
             .iter()
@@ -266,6 +293,47 @@ impl Pool {
         let Some(peer) = chosen.and_then(|at| peers.list.get(at)) else {
             return Err(self.gate.refuse(Refused::PerPeer));
         };
+        self.begin(peer)
+    }
+
+    /// Whether every peer is: then there is nothing to look at them one by one for.
+    fn all_available(&self, now: Instant) -> bool {
+        let now_us = now.saturating_duration_since(self.born).as_micros();
+        self.down.load(Ordering::Relaxed) == 0
+            && u128::from(self.ejected_until.load(Ordering::Relaxed)) < now_us
+    }
+
+    /// The peer for an attempt where all are available, without looking at each. None where the
+    /// chosen one is at its limit, or the balance needs them all.
+    fn pick_of_all<'p>(&self, key: Option<u64>, peers: &'p Peers) -> Option<&'p Arc<Peer>> {
+        let list = &peers.list;
+        let at = match (&self.settings.balance, key, &peers.ring) {
+            _ if list.len() == 1 => 0,
+            (Balance::Hash(_), Some(key), Some(ring)) => ring.walk(key).next()?,
+            (Balance::RoundRobin, ..) => {
+                let turns = peers.turns.as_deref().filter(|turns| !turns.is_empty())?;
+                if self.lowered.load(Ordering::Relaxed) {
+                    return None;
+                }
+                let turn = usize::try_from(self.turns.turn()).unwrap_or(0);
+                usize::try_from(turns[turn % turns.len()]).ok()?
+            }
+            _ => {
+                let first = self.random(list.len())?;
+                let second = self.random(list.len() - 1)?;
+                let second = if second == first {
+                    list.len() - 1
+                } else {
+                    second
+                };
+                less_busy(list, first, second)
+            }
+        };
+        let peer = &list[at];
+        (peer.active.load(Ordering::Relaxed) < self.settings.limits.per_peer).then_some(peer)
+    }
+
+    fn begin(self: &Arc<Self>, peer: &Arc<Peer>) -> Result<Attempt, Refused> {
         self.gate.wait()?;
         peer.active.fetch_add(1, Ordering::Relaxed);
         peer.counts.picks.fetch_add(1, Ordering::Relaxed);
@@ -287,13 +355,7 @@ impl Pool {
         if candidates[second] == first {
             second = others;
         }
-        let second = candidates[second];
-        // a.active / a.weight < b.active / b.weight, without dividing.
-        let load = |at: usize| u64::from(peers[at].active.load(Ordering::Relaxed)) + 1;
-        let (a, b) = (&peers[first], &peers[second]);
-        let left = u128::from(load(first)) * u128::from(b.effective_weight());
-        let right = u128::from(load(second)) * u128::from(a.effective_weight());
-        Some(if left <= right { first } else { second })
+        Some(less_busy(peers, first, candidates[second]))
     }
 
     /// A number below the bound; `None` for 0. A Weyl sequence through a mixer: no lock.
@@ -316,10 +378,12 @@ impl Pool {
             health.kernel.observe(&sample);
             verdicts.push(health.kernel);
         }
+        let mut lowered = false;
         let best_rtt = verdicts.iter().filter_map(PeerHealth::rtt_us).min();
         for (peer, verdict) in peers.list.iter().zip(&verdicts) {
             let share = verdict.share(best_rtt);
             peer.share.store(share, Ordering::Relaxed);
+            lowered |= share != SHARE_WHOLE;
             if verdict.is_beyond_use() && peers.list.len() > 1 {
                 let mut health = peer.lock();
                 if !health.is_ejected(now) {
@@ -327,6 +391,7 @@ impl Pool {
                 }
             }
         }
+        self.lowered.store(lowered, Ordering::Relaxed);
     }
 
     /// An active check ended.
@@ -349,6 +414,15 @@ impl Pool {
                 log::warn!("{} {} fails its check", self.settings.name, peer.address);
             }
         }
+        drop(health);
+        self.recount();
+    }
+
+    /// Counts the peers that fail their check.
+    fn recount(&self) {
+        let peers = self.peers.load();
+        let down = peers.list.iter().filter(|peer| peer.lock().down).count();
+        self.down.store(down, Ordering::Relaxed);
     }
 
     /// The state of every peer.
@@ -373,7 +447,11 @@ impl Pool {
     fn eject(&self, peer: &Peer, health: &mut Health, cause: Cause, now: Instant) {
         let ejection = &self.settings.ejection;
         health.ejection = (health.ejection * 2).clamp(ejection.base, ejection.max);
-        health.ejected_until = Some(now + health.ejection);
+        let until = now + health.ejection;
+        health.ejected_until = Some(until);
+        let until_us = until.saturating_duration_since(self.born).as_micros();
+        let until_us = u64::try_from(until_us).unwrap_or(u64::MAX);
+        self.ejected_until.fetch_max(until_us, Ordering::Relaxed);
         peer.counts.ejections[cause as usize].fetch_add(1, Ordering::Relaxed);
         log::warn!(
             "{} {} is ejected for {:?} ({})",
@@ -383,6 +461,16 @@ impl Pool {
             cause.as_str()
         );
     }
+}
+
+/// Of two, the one with less under way for its weight.
+fn less_busy(peers: &[Arc<Peer>], first: usize, second: usize) -> usize {
+    // a.active / a.weight < b.active / b.weight, without dividing.
+    let load = |at: usize| u64::from(peers[at].active.load(Ordering::Relaxed)) + 1;
+    let (a, b) = (&peers[first], &peers[second]);
+    let left = u128::from(load(first)) * u128::from(b.effective_weight());
+    let right = u128::from(load(second)) * u128::from(a.effective_weight());
+    if left <= right { first } else { second }
 }
 
 impl Peer {

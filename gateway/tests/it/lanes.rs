@@ -104,6 +104,29 @@ fn cases() -> Vec<Case> {
             [get("/length", ""), get("/chunked", ""), get("/204", "")].concat(),
             3,
         ),
+        case(
+            "a body and the next request behind it",
+            [post("{\"n\":1}", ""), get("/length", "")].concat(),
+            2,
+        ),
+        case(
+            "an empty line first",
+            format!("\r\n{}", get("/length", "")),
+            1,
+        ),
+        case(
+            "expecting",
+            post("{\"n\":1}", "Expect: 100-continue\r\n"),
+            1,
+        ),
+        case(
+            "a bare line feed",
+            "GET /length HTTP/1.1\nHost: shop.example\r\n\r\n",
+            1,
+        ),
+        case("a control byte", get("/length", "X-Odd: a\u{1}b\r\n"), 1),
+        case("two lengths", post("abc", "Content-Length: 3\r\n"), 1),
+        case("many lines", get("/length", &"X-Many: 1\r\n".repeat(90)), 1),
         case("a tenant", get("/length", "X-Tenant: acme\r\n"), 1),
         case(
             "a tenant that is none",
@@ -136,6 +159,28 @@ fn both_lanes_say_the_same_to_both_sides() {
     assert_eq!(full.len(), auto.len());
 }
 
+/// A client that asks for nothing more is let go, on either lane, after the same time.
+#[test]
+fn both_lanes_let_an_idle_client_go() {
+    for lane in ["full", "auto"] {
+        let ended = with_gateway(lane, |_| {
+            let mut stream = TcpStream::connect(GATEWAY).unwrap();
+            stream.set_read_timeout(Some(DEADLINE)).unwrap();
+            let request = "GET /length HTTP/1.1\r\nHost: shop.example\r\n\r\n";
+            stream.write_all(request.as_bytes()).unwrap();
+            let mut wire = Wire {
+                stream,
+                bytes: Vec::new(),
+            };
+            assert!(wire.message(false).is_some(), "{lane}: no answer");
+            // The end of the stream, not the test's deadline.
+            let mut byte = [0];
+            wire.stream.read(&mut byte)
+        });
+        assert_eq!(ended.unwrap(), 0, "{lane}: the connection was not closed");
+    }
+}
+
 #[derive(Debug)]
 struct Observed {
     name: &'static str,
@@ -154,6 +199,29 @@ struct Message {
 
 /// Sends every case through a gateway with the lane.
 fn through(lane: &str) -> Vec<Observed> {
+    with_gateway(lane, |received| {
+        let observed = |case: &Case, pieces: usize| {
+            received.lock().unwrap().clear();
+            let answers = ask(case, pieces);
+            let received = std::mem::take(&mut *received.lock().unwrap());
+            Observed {
+                name: case.name,
+                received,
+                answers,
+            }
+        };
+        let cases = cases();
+        // Whole, and as a slow client sends it.
+        let whole = cases.iter().map(|case| observed(case, 1));
+        let short = cases.iter().filter(|case| case.sent.len() < 2_000);
+        whole
+            .chain(short.map(|case| observed(case, 3)))
+            .collect::<Vec<_>>()
+    })
+}
+
+/// Runs work beside a gateway with the lane; it is given what the origin received.
+fn with_gateway<T: Send>(lane: &str, work: impl FnOnce(&Mutex<Vec<Message>>) -> T + Send) -> T {
     crate::require_root();
     let host = Namespace::create(&Namespace::unique_prefix("ln")).unwrap();
     let received = Arc::new(Mutex::new(Vec::new()));
@@ -188,27 +256,24 @@ fn through(lane: &str) -> Vec<Observed> {
             assert!(started.elapsed() < DEADLINE, "not ready: {log:?}");
             std::thread::sleep(Duration::from_millis(20));
         }
-        cases()
-            .into_iter()
-            .map(|case| {
-                received.lock().unwrap().clear();
-                let answers = ask(&case);
-                let received = std::mem::take(&mut *received.lock().unwrap());
-                Observed {
-                    name: case.name,
-                    received,
-                    answers,
-                }
-            })
-            .collect()
+        work(&received)
     })
     .unwrap()
 }
 
-fn ask(case: &Case) -> Vec<Message> {
+fn ask(case: &Case, pieces: usize) -> Vec<Message> {
     let mut stream = TcpStream::connect(GATEWAY).unwrap();
+    stream.set_nodelay(true).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
-    stream.write_all(&case.sent).unwrap();
+    for piece in case.sent.chunks(case.sent.len().div_ceil(pieces)) {
+        // A refused client is answered before it has sent everything.
+        if stream.write_all(piece).is_err() {
+            break;
+        }
+        if pieces > 1 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
     let to_head = case.sent.starts_with(b"HEAD");
     let mut wire = Wire {
         stream,
@@ -430,7 +495,8 @@ fn configuration(lane: &str) -> String {
     .collect::<String>();
     format!(
         "[gateway]\nstate_dir = \"state\"\nlane = \"{lane}\"\ngrace_seconds = 1\n\n\
-         [admin]\nlisten = \"{ADMIN}\"\n\n[[listeners]]\nname = \"plain\"\naddress = \"{GATEWAY}\"\n\n\
+         [admin]\nlisten = \"{ADMIN}\"\n\n[[listeners]]\nname = \"plain\"\naddress = \"{GATEWAY}\"\n\
+         limits = {{ idle_timeout_ms = 1500 }}\n\n\
          [[upstreams]]\nname = \"o\"\npeers = [\"{ORIGIN}\"]\n\n{routed}"
     )
 }

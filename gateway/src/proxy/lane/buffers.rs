@@ -9,14 +9,19 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 /// Size of a relay buffer: one read and one write of the wire's largest bursts.
 pub const BUFFER_BYTES: usize = 64 * 1024;
+/// Size of a relay buffer for a body that does not fit the first: fewer, larger system calls.
+pub const LARGE_BYTES: usize = 256 * 1024;
 /// Kept for reuse by each worker.
 const KEPT_MAX: usize = 64;
+/// The same, of large ones.
+const KEPT_LARGE_MAX: usize = 16;
 /// What is read before anything is known of a request.
 const FIRST_BYTES: usize = 8 * 1024;
 
 thread_local! {
     // A worker's own, so that no lock is taken. Nothing but memory is kept here.
     static KEPT: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+    static KEPT_LARGE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
     static FIRST: RefCell<Box<[u8]>> = RefCell::new(vec![0; FIRST_BYTES].into_boxed_slice());
 }
 
@@ -36,20 +41,32 @@ impl Buffer {
             bytes: kept.unwrap_or_else(|| Vec::with_capacity(BUFFER_BYTES)),
         }
     }
+
+    /// An empty buffer with room for [`LARGE_BYTES`].
+    #[must_use]
+    pub fn large() -> Self {
+        let kept = KEPT_LARGE.with_borrow_mut(Vec::pop);
+        Self {
+            bytes: kept.unwrap_or_else(|| Vec::with_capacity(LARGE_BYTES)),
+        }
+    }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
         let mut bytes = std::mem::take(&mut self.bytes);
         // One that had to grow is given to the allocator, not kept.
-        if bytes.capacity() == BUFFER_BYTES {
-            bytes.clear();
-            KEPT.with_borrow_mut(|kept| {
-                if kept.len() < KEPT_MAX {
-                    kept.push(bytes);
-                }
-            });
-        }
+        let (stock, most) = match bytes.capacity() {
+            BUFFER_BYTES => (&KEPT, KEPT_MAX),
+            LARGE_BYTES => (&KEPT_LARGE, KEPT_LARGE_MAX),
+            _ => return,
+        };
+        bytes.clear();
+        stock.with_borrow_mut(|kept| {
+            if kept.len() < most {
+                kept.push(bytes);
+            }
+        });
     }
 }
 

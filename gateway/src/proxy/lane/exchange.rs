@@ -82,7 +82,8 @@ impl Lane {
         let mut fresh_only = false;
         loop {
             let record = &mut request.record;
-            let held = match pool.pick(None, &record.tried, Instant::now()) {
+            let now = Instant::now();
+            let held = match pool.pick(None, &record.tried, now) {
                 Ok(held) => held,
                 Err(refused) => return Err(Failure::busy(refused)),
             };
@@ -97,7 +98,7 @@ impl Lane {
                 None
             } else {
                 let idle = request.idle_timeout();
-                self.pools.take(&key, Instant::now(), idle)
+                self.pools.take(&key, now, idle)
             };
             let reused = kept.is_some();
             let mut connection = match kept {

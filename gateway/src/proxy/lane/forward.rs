@@ -1,7 +1,7 @@
 //! What of a head goes on to the other side, and what is added: the same lines, in the same
 //! order, as the full lane's.
 
-use std::fmt::Write as _;
+use std::io::Write as _;
 use std::net::IpAddr;
 
 use httparse::Header;
@@ -24,24 +24,29 @@ pub fn request(out: &mut Vec<u8>, head: &RequestHead<'_, '_>, forwarded: &Forwar
     for part in [head.method, " ", head.target, " HTTP/1.1\r\n"] {
         out.extend_from_slice(part.as_bytes());
     }
-    let mut chain = String::new();
+    let named = named_by_connection(head.headers, head.names_lines);
+    let mut chained = false;
     for header in head.headers {
-        if is_hop_by_hop(header.name, head.headers) || is_ours(header.name) {
-            if header.name.eq_ignore_ascii_case("x-forwarded-for")
-                && forwarded.client.is_some()
-                && let Ok(before) = std::str::from_utf8(header.value)
-            {
-                chain.push_str(before);
-                chain.push_str(", ");
-            }
+        if is_hop_by_hop(header.name, named) || is_ours(header.name) {
+            chained |= header.name.eq_ignore_ascii_case("x-forwarded-for");
             continue;
         }
         line(out, header);
     }
     if let Some(client) = forwarded.client {
-        // Writing to a string cannot fail.
-        let _ = write!(chain, "{client}");
-        text_line(out, "x-forwarded-for", &chain);
+        out.extend_from_slice(b"x-forwarded-for: ");
+        if chained {
+            for header in head.headers {
+                if header.name.eq_ignore_ascii_case("x-forwarded-for")
+                    && std::str::from_utf8(header.value).is_ok()
+                {
+                    out.extend_from_slice(header.value);
+                    out.extend_from_slice(b", ");
+                }
+            }
+        }
+        // Writing to memory cannot fail.
+        let _ = write!(out, "{client}\r\n");
     }
     let protocol = if forwarded.tls { "https" } else { "http" };
     text_line(out, "x-forwarded-proto", protocol);
@@ -54,12 +59,11 @@ pub fn request(out: &mut Vec<u8>, head: &RequestHead<'_, '_>, forwarded: &Forwar
 
 /// Writes the response head for the client. With `close` it says that nothing follows.
 pub fn response(out: &mut Vec<u8>, head: &ResponseHead<'_, '_>, close: bool) {
-    let mut status = String::with_capacity(32);
-    // Writing to a string cannot fail.
-    let _ = write!(status, "HTTP/1.1 {} {}\r\n", head.status, head.reason);
-    out.extend_from_slice(status.as_bytes());
+    // Writing to memory cannot fail.
+    let _ = write!(out, "HTTP/1.1 {} {}\r\n", head.status, head.reason);
+    let named = named_by_connection(head.headers, head.names_lines);
     for header in head.headers {
-        if !is_hop_by_hop(header.name, head.headers) {
+        if !is_hop_by_hop(header.name, named) {
             line(out, header);
         }
     }
@@ -70,6 +74,12 @@ pub fn response(out: &mut Vec<u8>, head: &ResponseHead<'_, '_>, close: bool) {
         text_line(out, "connection", "close");
     }
     out.extend_from_slice(b"\r\n");
+}
+
+/// Where to look for what a `Connection` line names: nowhere, as a rule, or each line would be
+/// compared with all.
+fn named_by_connection<'h, 'b>(headers: &'h [Header<'b>], any: bool) -> &'h [Header<'b>] {
+    if any { headers } else { &[] }
 }
 
 /// Lines that only the gateway may write: a client's own would be believed.

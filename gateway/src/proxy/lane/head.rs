@@ -34,6 +34,7 @@ struct Form {
     close: bool,
     keep_alive: bool,
     upgrade: bool,
+    names_lines: bool,
 }
 
 /// Why a head is refused.
@@ -76,6 +77,8 @@ pub struct RequestHead<'h, 'b> {
     pub framing: Framing,
     /// The client may send another request on the connection.
     pub keep_alive: bool,
+    /// `Connection` names other lines of the head.
+    pub names_lines: bool,
     /// HTTP/1.0.
     pub old: bool,
     /// Asks to change the protocol, or to be told to go on: not for the lean lane.
@@ -129,6 +132,7 @@ pub fn request<'h, 'b>(
         bytes: length,
         framing,
         keep_alive: !form.close && (!old || form.keep_alive),
+        names_lines: form.names_lines,
         old,
         special: expects || form.upgrade || method == "CONNECT",
     }))
@@ -149,6 +153,8 @@ pub struct ResponseHead<'h, 'b> {
     pub framing: Framing,
     /// The upstream may be asked again on the connection.
     pub keep_alive: bool,
+    /// `Connection` names other lines of the head.
+    pub names_lines: bool,
 }
 
 /// Parses a response head to a request with the given method, or says that more bytes are needed.
@@ -196,6 +202,7 @@ pub fn response<'h, 'b>(
         bytes: length,
         framing,
         keep_alive: persistent && framing != Framing::UntilClose,
+        names_lines: form.names_lines,
     }))
 }
 
@@ -219,8 +226,11 @@ fn form(headers: &[Header<'_>]) -> Result<Form, HeadError> {
             }
             10 if line.name.eq_ignore_ascii_case("connection") => {
                 for option in tokens(line.value) {
-                    form.close |= option.eq_ignore_ascii_case(b"close");
-                    form.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
+                    let close = option.eq_ignore_ascii_case(b"close");
+                    let keep_alive = option.eq_ignore_ascii_case(b"keep-alive");
+                    form.close |= close;
+                    form.keep_alive |= keep_alive;
+                    form.names_lines |= !close && !keep_alive;
                 }
             }
             7 if line.name.eq_ignore_ascii_case("upgrade") => form.upgrade = true,
@@ -257,12 +267,10 @@ pub fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
 /// The parser takes a bare LF for a line's end; another parser may not, and then the two read
 /// different requests (RFC 9112, section 2.2 allows the leniency, and smuggling lives on it).
 fn no_bare_lf(head: &[u8]) -> Result<(), HeadError> {
-    let mut before = 0;
-    for (at, &byte) in head.iter().enumerate() {
-        if byte == b'\n' && (at == 0 || before != b'\r') {
+    for at in memchr::memchr_iter(b'\n', head) {
+        if at == 0 || head[at - 1] != b'\r' {
             return Err(HeadError::BareLf);
         }
-        before = byte;
     }
     Ok(())
 }

@@ -25,6 +25,14 @@ const IDLE_MAX: usize = 256;
 /// More than there are workers: the hash of a worker's thread rarely meets another's.
 const SHARDS: usize = 64;
 
+thread_local! {
+    static SHARD: usize = {
+        let hasher = BuildHasherDefault::<DefaultHasher>::default();
+        let hash = hasher.hash_one(std::thread::current().id());
+        usize::try_from(hash % SHARDS as u64).unwrap_or(0)
+    };
+}
+
 /// A socket that counts what it takes: whose bytes follow is said by that count, without a system
 /// call.
 pub struct Counted {
@@ -232,10 +240,7 @@ impl Pools {
     }
 
     fn shard(&self) -> MutexGuard<'_, Worker> {
-        let hasher = BuildHasherDefault::<DefaultHasher>::default();
-        let hash = hasher.hash_one(std::thread::current().id());
-        let at = usize::try_from(hash % SHARDS as u64).unwrap_or(0);
-        self.shards[at]
+        self.shards[SHARD.with(|at| *at)]
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,11 +1,13 @@
 //! The rest of a response body, from the upstream's socket to the client's.
 
 use std::io;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::time::Sleep;
 
-use super::buffers::Buffer;
+use super::buffers::{BUFFER_BYTES, Buffer};
 use super::chunks::{ChunkError, Chunks};
 use super::head::Framing;
 use super::pool::Counted;
@@ -60,6 +62,12 @@ impl Remaining {
                 Ok(bytes.len())
             }
         }
+    }
+
+    /// What is known to come is more than an ordinary buffer holds.
+    #[must_use]
+    pub fn is_large(&self) -> bool {
+        matches!(self.rest, Rest::Length(left) if left > BUFFER_BYTES as u64)
     }
 
     /// Payload bytes taken so far.
@@ -142,7 +150,8 @@ where
     Ok(true)
 }
 
-/// An operation that may not take longer.
+/// An operation that may not take longer. Most are over at once: the clock is read, and a timer
+/// set, only for one that is not.
 ///
 /// # Errors
 /// The operation's, or `TimedOut`.
@@ -150,7 +159,21 @@ pub async fn within<T>(
     limit: Duration,
     operation: impl Future<Output = io::Result<T>>,
 ) -> io::Result<T> {
-    tokio::time::timeout(limit, operation)
-        .await
-        .unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut)))
+    let mut operation = std::pin::pin!(operation);
+    let mut timer = std::pin::pin!(None::<Sleep>);
+    std::future::poll_fn(|context| {
+        if let Poll::Ready(result) = operation.as_mut().poll(context) {
+            return Poll::Ready(result);
+        }
+        if timer.is_none() {
+            timer.set(Some(tokio::time::sleep(limit)));
+        }
+        let Some(timer) = timer.as_mut().as_pin_mut() else {
+            return Poll::Pending;
+        };
+        timer
+            .poll(context)
+            .map(|()| Err(io::Error::from(io::ErrorKind::TimedOut)))
+    })
+    .await
 }

@@ -1,8 +1,9 @@
 //! One client connection on the lean lane: request by request, until one needs the full lane.
 
+use std::borrow::Cow;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pingora::{protocols::Stream, server::ShutdownWatch};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -14,7 +15,8 @@ use super::head::{self, Framing, HEADERS_MAX, HeadError};
 use super::pool::Pools;
 use super::relay::{self, Remaining, within};
 use crate::{
-    config::ListenerIndex,
+    access_log::ClientAddress,
+    config::{Limits, ListenerIndex},
     owner::Quality,
     proxy::{
         Shared, X_TIMEOUT,
@@ -29,8 +31,6 @@ use crate::{
     units::PayloadBytes,
 };
 
-/// As long as the full lane keeps an idle client connection.
-const KEEP_ALIVE: Duration = Duration::from_secs(60);
 /// From a request's first byte to the end of its header, and again to the end of its body.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(60);
 /// A body larger than this streams through the full lane.
@@ -44,6 +44,38 @@ pub struct Lane {
     pub listener: ListenerIndex,
     /// Kept upstream connections.
     pub pools: Arc<Pools>,
+}
+
+/// How long a client connection may stay.
+#[derive(Clone, Copy, Debug)]
+pub struct Stay {
+    /// Without a request.
+    pub idle_max: Duration,
+    /// With or without.
+    pub until: Option<Instant>,
+}
+
+impl Stay {
+    /// From now on.
+    #[must_use]
+    pub fn new(limits: &Limits) -> Self {
+        let age = limits.connection_age_max;
+        Self {
+            idle_max: limits.idle_timeout,
+            until: age.and_then(|age| Instant::now().checked_add(age)),
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.until.is_some_and(|until| Instant::now() >= until)
+    }
+
+    /// For the next request.
+    fn wait(&self) -> Duration {
+        let left = |until: Instant| until.saturating_duration_since(Instant::now());
+        self.until
+            .map_or(self.idle_max, |until| self.idle_max.min(left(until)))
+    }
 }
 
 /// The client's side.
@@ -86,6 +118,7 @@ impl Lane {
         &self,
         stream: &mut Stream,
         connection: &Arc<Connection>,
+        stay: Stay,
         shutdown: &ShutdownWatch,
     ) -> Option<Buffer> {
         let digest = stream.get_socket_digest();
@@ -102,10 +135,11 @@ impl Lane {
         loop {
             let buffer = match carried.take() {
                 Some(buffer) => buffer,
-                None => self.idle(&mut client, &mut shutdown).await?,
+                None => self.idle(&mut client, stay.wait(), &mut shutdown).await?,
             };
-            let draining = *shutdown.borrow();
-            match self.request(&mut client, buffer, draining).await {
+            let draining = *shutdown.borrow() || stay.is_over();
+            // In a box of its own: an idle connection keeps none of it.
+            match Box::pin(self.request(&mut client, buffer, draining)).await {
                 Left::Open(rest) => carried = rest,
                 Left::Closing => {
                     client.stream.shutdown().await.ok();
@@ -117,12 +151,18 @@ impl Lane {
     }
 
     /// Waits for a request; None when the client closes, is silent for too long, or we stop.
-    async fn idle(&self, client: &mut Client<'_>, shutdown: &mut ShutdownWatch) -> Option<Buffer> {
+    async fn idle(
+        &self,
+        client: &mut Client<'_>,
+        wait: Duration,
+        shutdown: &mut ShutdownWatch,
+    ) -> Option<Buffer> {
         if *shutdown.borrow() {
             return None;
         }
         tokio::select! {
-            first = within(KEEP_ALIVE, buffers::first_bytes(client.stream.as_mut())) => {
+            biased;
+            first = within(wait, buffers::first_bytes(client.stream.as_mut())) => {
                 first.ok().flatten()
             }
             _ = shutdown.changed() => None,
@@ -130,7 +170,10 @@ impl Lane {
     }
 
     async fn request(&self, client: &mut Client<'_>, mut buffer: Buffer, draining: bool) -> Left {
-        let deadline = tokio::time::Instant::now() + REQUEST_DEADLINE;
+        // The clock is read for a request that does not come whole.
+        let mut deadline = None;
+        let mut late =
+            || *deadline.get_or_insert_with(|| tokio::time::Instant::now() + REQUEST_DEADLINE);
         let mut request = loop {
             match self.plan(client, &buffer.bytes, draining) {
                 Plan::Serve(request) => break request,
@@ -142,7 +185,7 @@ impl Lane {
                 }
                 Plan::More => {
                     let more = client.stream.read_buf(&mut buffer.bytes);
-                    match tokio::time::timeout_at(deadline, more).await {
+                    match tokio::time::timeout_at(late(), more).await {
                         Ok(Ok(1..)) => {}
                         _ => return Left::Closing,
                     }
@@ -152,7 +195,7 @@ impl Lane {
         let end = request.head_bytes + request.out.body_bytes;
         while buffer.bytes.len() < end {
             let more = client.stream.read_buf(&mut buffer.bytes);
-            match tokio::time::timeout_at(deadline, more).await {
+            match tokio::time::timeout_at(late(), more).await {
                 Ok(Ok(1..)) => {}
                 _ => {
                     request.out.record.error = Some("the client's body did not come".into());
@@ -225,7 +268,6 @@ impl Lane {
             return Plan::Full;
         }
         let mut record = RequestRecord::new(Arc::clone(&self.shared));
-        record.arrive();
         let asked = Asked {
             host: Some(host),
             path,
@@ -250,7 +292,7 @@ impl Lane {
         record.tenant = named;
         let id = lookup(&crate::proxy::X_REQUEST_ID)
             .filter(|id| !id.is_empty() && id.len() <= 128)
-            .map_or_else(new_request_id, str::to_owned);
+            .map_or_else(|| Cow::Owned(new_request_id()), Cow::Borrowed);
         let mut outbound = Buffer::take();
         let forwarded = Forwarded {
             client: Some(client.connection.client.ip()),
@@ -258,16 +300,13 @@ impl Lane {
             id: &id,
         };
         forward::request(&mut outbound.bytes, &head, &forwarded);
-        let config = &record.generation.config;
-        let line = RequestLine {
-            id,
-            method: head.method.to_owned(),
-            host: host.to_owned(),
-            path: path.to_owned(),
-            version: "HTTP/1.1",
-            client_address: client.connection.client.to_string(),
-            listener: Arc::from(config.listeners[self.listener.0].name.as_str()),
-        };
+        let line = RequestLine::new(
+            (&id, host, path),
+            method.clone(),
+            "HTTP/1.1",
+            ClientAddress::Socket(client.connection.client),
+            self.listener,
+        );
         record.begin(line);
         record.client_ip = Some(client.connection.client.ip());
         record.connection = Some(OnConnection::new(Arc::clone(&client.connection)));
@@ -385,6 +424,9 @@ impl Lane {
         };
         let mut reusable = reusable;
         if !remaining.is_done() {
+            if remaining.is_large() {
+                answer = Buffer::large();
+            }
             let record = &mut request.out.record;
             let relayed = relay::body(
                 &mut connection.stream,
