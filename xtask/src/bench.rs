@@ -6,6 +6,7 @@
 mod accounting;
 mod commerce;
 mod edgemeter;
+mod growth;
 mod load;
 mod open_loop;
 mod peers;
@@ -28,6 +29,8 @@ pub enum Bench {
     Proxy(proxy::Options),
     /// A call between two services: direct, observed, through one edgemeter, through two Envoys.
     Sidecar(sidecar::Options),
+    /// What a request costs as routes, peers, connections and tenants grow.
+    Growth(growth::Options),
     /// The order service: durable orders a second, direct and through the gateway, and what a
     /// kill -9 leaves.
     Commerce(commerce::Options),
@@ -41,6 +44,7 @@ pub fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Proxy(options) => proxy::run(options),
         Bench::Sidecar(options) => sidecar::run(options),
+        Bench::Growth(options) => growth::run(options),
         Bench::Commerce(options) => commerce::run(options),
     }
 }

@@ -77,10 +77,18 @@ impl Exposition {
 /// # Errors
 /// Not reachable, or not HTTP.
 pub fn get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
-    let mut stream = TcpStream::connect_timeout(&address, DEADLINE)
+    get_within(DEADLINE, address, path)
+}
+
+/// The same with another deadline for each step.
+///
+/// # Errors
+/// See [`get`].
+pub fn get_within(deadline: Duration, address: SocketAddr, path: &str) -> Result<(u16, String)> {
+    let mut stream = TcpStream::connect_timeout(&address, deadline)
         .with_context(|| format!("connecting to {address}"))?;
     stream
-        .set_read_timeout(Some(DEADLINE))
+        .set_read_timeout(Some(deadline))
         .context("read timeout")?;
     write!(
         stream,

@@ -2,20 +2,20 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use super::peers::port;
 use super::site::Site;
 use crate::host;
 use crate::netns::{GATEWAY_TO_CLIENT, GATEWAY_TO_SERVICE};
 
-/// Builds what users run.
-pub(super) fn build() -> Result<()> {
-    host::run(host::cargo().args(["build", "--locked", "--release", "--package", "edgemeter"]))
-}
-
-pub(super) fn binary() -> PathBuf {
-    host::target_directory().join("release/edgemeter")
+/// Builds what users run, unless there is a program to measure already.
+pub(super) fn build_or(binary: Option<&Path>) -> Result<PathBuf> {
+    if let Some(binary) = binary {
+        return std::fs::canonicalize(binary).with_context(|| binary.display().to_string());
+    }
+    host::run(host::cargo().args(["build", "--locked", "--release", "--package", "edgemeter"]))?;
+    Ok(host::target_directory().join("release/edgemeter"))
 }
 
 /// The package's version and the commit it was built from.

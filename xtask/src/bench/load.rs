@@ -44,11 +44,53 @@ pub(super) fn wrk(
         ("http", port::PLAIN)
     };
     let url = format!("{scheme}://{}:{port}/{path}", GATEWAY_TO_CLIENT.v4);
+    run_wrk(site, &[], &url, connections, seconds)
+}
+
+/// The same in plain text, with more header lines.
+pub(super) fn wrk_with(
+    site: &Site,
+    lines: &[String],
+    path: &str,
+    connections: u32,
+    seconds: u64,
+) -> Result<Outcome> {
+    let url = format!("http://{}:{}/{path}", GATEWAY_TO_CLIENT.v4, port::PLAIN);
+    run_wrk(site, lines, &url, connections, seconds)
+}
+
+fn run_wrk(
+    site: &Site,
+    lines: &[String],
+    url: &str,
+    connections: u32,
+    seconds: u64,
+) -> Result<Outcome> {
     let mut command = site.hosts.client.command("taskset")?;
     command.args(["-c", "1", "wrk", "-t1", "--latency"]);
     command.args(["-c", &connections.to_string(), "-d", &format!("{seconds}s")]);
+    for line in lines {
+        command.args(["-H", line]);
+    }
     let said = host::output(command.arg(url))?;
     parse_wrk(&said).with_context(|| format!("wrk said:\n{said}"))
+}
+
+/// One request for each of so many tenants, on one connection.
+pub(super) fn each_tenant(site: &Site, count: u32) -> Result<()> {
+    let address: SocketAddr = (GATEWAY_TO_CLIENT.v4, port::PLAIN).into();
+    site.hosts.client.run(move || {
+        runtime()?.block_on(async move {
+            let mut stream = TcpStream::connect(address).await?;
+            stream.set_nodelay(true)?;
+            let mut answer = Vec::with_capacity(4096);
+            for tenant in 0..count {
+                let lines = format!("keep-alive\r\nx-tenant: t{tenant}");
+                get_1k(&mut stream, &mut answer, &lines).await?;
+            }
+            Ok(())
+        })
+    })?
 }
 
 fn parse_wrk(said: &str) -> Result<Outcome> {

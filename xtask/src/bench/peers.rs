@@ -125,7 +125,7 @@ impl Peer {
                 let telemetry = self == Self::Edgemeter;
                 let text = edgemeter::configuration(directory, telemetry);
                 let file = write("edgemeter.toml", text)?;
-                command.arg(edgemeter::binary()).args(["run", "--config"]);
+                command.arg(&site.edgemeter).args(["run", "--config"]);
                 command.arg(file);
             }
         }

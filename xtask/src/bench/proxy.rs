@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -25,6 +26,12 @@ pub struct Options {
     /// Only the cases whose name contains this.
     #[arg(long)]
     only: Option<String>,
+    /// Only peers whose name contains one of these (nginx is always there: ratios are to it).
+    #[arg(long, value_delimiter = ',')]
+    peers: Vec<String>,
+    /// Measure this edgemeter instead of building one.
+    #[arg(long)]
+    binary: Option<PathBuf>,
 }
 
 /// One kind of work.
@@ -118,7 +125,14 @@ pub(super) fn run(options: &Options) -> Result<()> {
         Tool::H2LOAD,
     ])?;
     host::mount_bpffs()?;
-    edgemeter::build()?;
+    let binary = edgemeter::build_or(options.binary.as_deref())?;
+    let peers: Vec<Peer> = PEERS
+        .into_iter()
+        .filter(|peer| {
+            let named = |wanted: &String| peer.name().contains(wanted.as_str());
+            *peer == Peer::Nginx || options.peers.is_empty() || options.peers.iter().any(named)
+        })
+        .collect();
     let (rounds, seconds) = if options.full { (5, 5) } else { (3, 1) };
     let cases: Vec<&Case> = CASES
         .iter()
@@ -131,14 +145,14 @@ pub(super) fn run(options: &Options) -> Result<()> {
         .collect();
     let heading = format!("{}; {rounds} rounds of {seconds} s", machine());
     println!("{heading}\n");
-    let site = Site::start()?;
+    let site = Site::start(binary)?;
     let mut samples: BTreeMap<(usize, usize), Vec<Sample>> = BTreeMap::new();
-    let mut standing: Vec<Vec<Standing>> = vec![Vec::new(); PEERS.len()];
+    let mut standing: Vec<Vec<Standing>> = vec![Vec::new(); peers.len()];
     for round in 0..rounds {
-        for (peer_index, peer) in PEERS.iter().enumerate() {
+        for (peer_index, peer) in peers.iter().enumerate() {
             let spawned = Instant::now();
             let process = peer.start(&site)?;
-            let outcome = measure(&site, &process, spawned, &cases, seconds);
+            let outcome = measure(&site, &process, spawned, &cases, seconds, options.full);
             let (of_cases, stands) =
                 outcome.with_context(|| format!("{}: {}", peer.name(), process.last_words()))?;
             standing[peer_index].push(stands);
@@ -153,7 +167,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
             println!("round {} of {rounds}: {}", round + 1, peer.name());
         }
     }
-    let text = render(&heading, &cases, &samples, &standing)?;
+    let text = render(&heading, &peers, &cases, &samples, &standing)?;
     println!("\n{text}");
     println!("written to {}", results("proxy.md", &text)?.display());
     Ok(())
@@ -165,13 +179,16 @@ fn measure(
     spawned: Instant,
     cases: &[&Case],
     seconds: u64,
+    full: bool,
 ) -> Result<(Vec<Sample>, Standing)> {
     let start = load::first_answer(site, spawned, PATIENCE).context("it does not answer")?;
     let pid = process.pid();
     let mut samples = Vec::new();
-    for case in cases {
+    for (number, case) in cases.iter().enumerate() {
         // Connections to the origin exist and code is paged in.
-        (case.run)(site, 1).with_context(|| format!("{}, warming up", case.name))?;
+        if full || number == 0 {
+            (case.run)(site, 1).with_context(|| format!("{}, warming up", case.name))?;
+        }
         let before = (accounting::cpu_ns(pid)?, accounting::machine_ns()?);
         let outcome = (case.run)(site, seconds).context(case.name)?;
         let after = (accounting::cpu_ns(pid)?, accounting::machine_ns()?);
@@ -198,17 +215,19 @@ fn measure(
 
 fn render(
     heading: &str,
+    peers: &[Peer],
     cases: &[&Case],
     samples: &BTreeMap<(usize, usize), Vec<Sample>>,
     standing: &[Vec<Standing>],
 ) -> Result<String> {
     let mut text = format!("{heading}\n\n");
-    for (number, peer) in PEERS.iter().enumerate() {
+    for (number, peer) in peers.iter().enumerate() {
         let separator = if number == 0 { "" } else { ", " };
         write!(text, "{separator}{} {}", peer.name(), peer.version()?)?;
     }
-    let names = PEERS.map(Peer::name).join(" | ");
-    let rule = "-|".repeat(PEERS.len() + 1);
+    let names: Vec<&str> = peers.iter().map(|peer| peer.name()).collect();
+    let names = names.join(" | ");
+    let rule = "-|".repeat(peers.len() + 1);
     let of = |case: usize, peer: usize, value: fn(&Sample) -> u64| -> Vec<u64> {
         samples[&(case, peer)].iter().map(value).collect()
     };
@@ -221,7 +240,7 @@ fn render(
         write!(text, "| {} |", case.name)?;
         let base = of(index, 0, |sample| sample.cpu_ns);
         write!(text, " {} µs |", thousandths(median(base.clone())))?;
-        for peer in 1..PEERS.len() {
+        for peer in 1..peers.len() {
             let ratios = of(index, peer, |sample| sample.cpu_ns)
                 .iter()
                 .zip(&base)
@@ -238,7 +257,7 @@ fn render(
     )?;
     for (index, case) in cases.iter().enumerate() {
         write!(text, "| {} |", case.name)?;
-        for peer in 0..PEERS.len() {
+        for peer in 0..peers.len() {
             let busy = median(of(index, peer, |sample| sample.machine_ns));
             write!(text, " {} |", thousandths(busy))?;
         }
@@ -250,7 +269,7 @@ fn render(
     )?;
     for (index, case) in cases.iter().enumerate() {
         write!(text, "| {} |", case.name)?;
-        for peer in 0..PEERS.len() {
+        for peer in 0..peers.len() {
             let value = |value: fn(&Sample) -> u64| median(of(index, peer, value));
             let rate = value(|sample| sample.outcome.rate);
             let (p50, p99) = (

@@ -7,6 +7,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -33,6 +34,9 @@ pub struct Options {
     /// Five rounds of 10 s instead of three of 3 s.
     #[arg(long)]
     full: bool,
+    /// Measure this edgemeter instead of building one.
+    #[arg(long)]
+    binary: Option<PathBuf>,
 }
 
 /// What stands between the client and the service.
@@ -118,14 +122,14 @@ pub(super) fn run(options: &Options) -> Result<()> {
         Tool::NGINX,
     ])?;
     host::mount_bpffs()?;
-    edgemeter::build()?;
+    let binary = edgemeter::build_or(options.binary.as_deref())?;
     let (rounds, seconds) = if options.full { (5, 10) } else { (3, 3) };
     let heading = format!(
         "{}; {rounds} rounds of {seconds} s at {RATE} calls/s on {CONNECTIONS} connections, 1 KiB answers",
         machine()
     );
     println!("{heading}\n");
-    let site = Site::start()?;
+    let site = Site::start(binary)?;
     let mut samples: [Vec<Sample>; Between::ALL.len()] = Default::default();
     for round in 1..=rounds {
         for (index, between) in Between::ALL.into_iter().enumerate() {
@@ -135,7 +139,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
             println!("round {round} of {rounds}: {}", between.name());
         }
     }
-    let text = render(&heading, &samples)?;
+    let text = render(&site.edgemeter, &heading, &samples)?;
     println!("\n{text}");
     println!("written to {}", results("sidecar.md", &text)?.display());
     Ok(())
@@ -187,7 +191,7 @@ fn measure(site: &Site, between: Between, seconds: u64) -> Result<Sample> {
     })
 }
 
-fn render(heading: &str, samples: &[Vec<Sample>]) -> Result<String> {
+fn render(program: &Path, heading: &str, samples: &[Vec<Sample>]) -> Result<String> {
     let envoy = peers::Peer::Envoy.version()?;
     let own = edgemeter::version()?;
     let middle = |of: usize, value: fn(&Sample) -> u64| {
@@ -217,15 +221,47 @@ fn render(heading: &str, samples: &[Vec<Sample>]) -> Result<String> {
             added(|sample| sample.wire_bytes),
         )?;
     }
-    let busy = |of: usize| middle(of, |s| s.busy_ns).saturating_sub(middle(0, |s| s.busy_ns));
-    let (hop, sidecars) = (busy(2), busy(4).max(1));
+    let beyond =
+        |of: usize, value: fn(&Sample) -> u64| middle(of, value).saturating_sub(middle(0, value));
+    // What the processes were charged: it holds on a machine that does other work as well. What the
+    // kernel programs add is in nobody's account but the machine's.
+    let (hop, sidecars) = (
+        middle(2, |sample| sample.cpu_ns),
+        middle(4, |sample| sample.cpu_ns).max(1),
+    );
+    let percent = |part: u64, whole: u64| {
+        let tenths = part * 1000 / whole.max(1);
+        format!("{}.{}", tenths / 10, tenths % 10)
+    };
     writeln!(
         text,
-        "\nOne hop costs {} % of two Envoys with mutual TLS. In money, with your own inputs:\n\
-         edgemeter cost compare --gateway-cpu-us {} --sidecar-cpu-us {}",
-        hop * 100 / sidecars,
-        hop / 1000,
-        sidecars / 1000,
+        "\nOne hop costs {} % of the CPU of two Envoys with mutual TLS ({} % by the machine's busy \
+         time). Observation at both ends adds {} ns a call to the machine's busy time.",
+        percent(hop, sidecars),
+        percent(
+            beyond(2, |sample| sample.busy_ns),
+            beyond(4, |sample| sample.busy_ns)
+        ),
+        beyond(1, |sample| sample.busy_ns),
+    )?;
+    let wire = |of: usize| beyond(of, |sample| sample.wire_bytes).to_string();
+    let money = host::output(
+        std::process::Command::new(program)
+            .args(["cost", "compare", "--gateway-cpu-us"])
+            .arg((hop / 1000).to_string())
+            .arg("--sidecar-cpu-us")
+            .arg((sidecars / 1000).to_string())
+            .args([
+                "--gateway-wire-bytes",
+                &wire(2),
+                "--sidecar-wire-bytes",
+                &wire(4),
+            ]),
+    )?;
+    writeln!(
+        text,
+        "\nA month, by `edgemeter cost compare` with these figures:\n\n```\n{}\n```",
+        money.trim_end()
     )?;
     Ok(text)
 }
@@ -245,7 +281,7 @@ fn observer(site: &Site, host: &Namespace, device: &str) -> Result<Process> {
     );
     let file = directory.join("edgemeter.toml");
     fs::write(&file, text)?;
-    let mut command = host.command(edgemeter::binary())?;
+    let mut command = host.command(&site.edgemeter)?;
     command.args(["run", "--config"]).arg(file);
     Process::start(&format!("observer of {device}"), &mut command, &directory)
 }

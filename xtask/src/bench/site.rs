@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result};
@@ -22,11 +22,13 @@ pub(super) struct Site {
     pub(super) hosts: Topology,
     pub(super) certificate: Certificate,
     pub(super) directory: tempfile::TempDir,
+    /// The edgemeter to measure.
+    pub(super) edgemeter: PathBuf,
 }
 
 impl Site {
     /// Makes the hosts and starts the origin.
-    pub(super) fn start() -> Result<Self> {
+    pub(super) fn start(edgemeter: PathBuf) -> Result<Self> {
         Namespace::sweep(PREFIX)?;
         let hosts = Topology::three_hosts(&Namespace::unique_prefix(PREFIX))?;
         // In memory: no peer may wait for a disk.
@@ -55,6 +57,7 @@ impl Site {
             hosts,
             certificate,
             directory,
+            edgemeter,
         })
     }
 
@@ -82,7 +85,7 @@ fn origin(pages: &Path, port: u16) -> String {
 pub(super) struct Process {
     name: String,
     child: Child,
-    log: std::path::PathBuf,
+    log: PathBuf,
 }
 
 impl Process {
