@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::serve::ListenerExt as _;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
@@ -32,6 +32,10 @@ use crate::upkeep::{self, Upkeep};
 use crate::watch::Hub;
 use crate::webhook::{Secret, WebhookError};
 
+/// Connections that may wait to be accepted. A gateway with 500 clients opens as many at once; of
+/// those beyond the usual 128 the kernel drops the first packet, and sends it again after a
+/// second, when the gateway has given up.
+const WAITING_CONNECTIONS_MAX: u32 = 4096;
 /// How long watchers may take to say goodbye.
 const WATCHERS_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -82,12 +86,13 @@ impl Service {
         let upkeep = Upkeep {
             store: store.clone(),
             provider: background.provider,
+            keep: config.keep,
             issuer: issuer.clone(),
             metrics: metrics.clone(),
         };
         census.spawn(Kind::Upkeep, upkeep.run());
         let bind = |error| ServiceError::Bind(config.listen, error);
-        let listener = TcpListener::bind(config.listen).await.map_err(bind)?;
+        let listener = listen(config.listen).map_err(bind)?;
         let address = listener.local_addr().map_err(bind)?;
         Ok(Self {
             listener,
@@ -105,6 +110,7 @@ impl Service {
                 campaigns,
                 census,
                 issuer,
+                membership_sku: config.membership_sku.clone(),
                 origins: config.origins.clone().into(),
             },
             background,
@@ -175,6 +181,18 @@ impl Service {
     }
 }
 
+/// Opens the port with room for a crowd.
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    // A restart must not wait for the connections of the process before.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(WAITING_CONNECTIONS_MAX)
+}
+
 /// What runs beside the requests: relays, questions to the provider, the gate's loading.
 struct Background {
     tasks: JoinSet<()>,
@@ -214,8 +232,11 @@ impl Background {
                     .await?;
             }
         }
-        let client =
-            Client::new(store.backend() == Backend::Postgres).map_err(StoreError::Thread)?;
+        let client = Client::new(
+            store.backend() == Backend::Postgres,
+            config.sink_ca.as_deref(),
+        )
+        .map_err(ServiceError::SinkCa)?;
         let check_after_ms = i64::try_from(config.provider_check.as_millis()).unwrap_or(i64::MAX);
         let provider = match config.provider_url {
             Some(_) => Provider::External { check_after_ms },
@@ -301,6 +322,9 @@ pub enum ServiceError {
     /// A provider whose callbacks nobody could believe.
     #[error("--provider-url needs --shared-secret, which signs the callbacks; fix: add it")]
     NoSecret,
+    /// The client that sinks are told with cannot be made.
+    #[error("{0}")]
+    SinkCa(std::io::Error),
     /// `--gate` is no address.
     #[error("--gate: {0}; fix: write redis://host:port/")]
     Gate(#[from] redis::RedisError),

@@ -95,14 +95,16 @@ const CHECKS: &[Check] = &[
     },
     Check {
         name: "one_order_per_key",
-        promise: "each order has exactly one idempotency key, and each created answer its order",
+        promise: "each order has exactly one idempotency key until it is forgotten, and each created answer its order",
         subject: "keys",
         only: None,
         count: "SELECT count(*) FROM idempotency",
         violations: "
             SELECT 'order ' || o.id || ': ' || count(i.key) || ' keys'
             FROM orders AS o LEFT JOIN idempotency AS i ON i.order_id = o.id
-            GROUP BY o.id HAVING count(i.key) <> 1
+            GROUP BY o.id, o.created_at_ms
+            HAVING count(i.key) > 1 OR (count(i.key) = 0 AND o.created_at_ms >= coalesce(
+                       (SELECT before_ms FROM retention WHERE subject = 'keys'), 0))
             UNION ALL
             SELECT 'key ' || i.principal || '/' || i.route || '/' || i.key || ': status ' || i.status
                    || ', order ' || coalesce(i.order_id, 'none')
@@ -167,7 +169,7 @@ const CHECKS: &[Check] = &[
     },
     Check {
         name: "outbox_complete",
-        promise: "each version of each order has exactly one event",
+        promise: "each version of each order has exactly one event until its trail is forgotten",
         subject: "events",
         only: None,
         count: "SELECT count(*) FROM outbox",
@@ -175,8 +177,13 @@ const CHECKS: &[Check] = &[
             SELECT 'order ' || o.id || ': version ' || o.version || ', ' || count(e.seq) || ' events of '
                    || count(DISTINCT e.version) || ' versions'
             FROM orders AS o LEFT JOIN outbox AS e ON e.order_id = o.id AND e.topic LIKE 'order.%'
-            GROUP BY o.id, o.version
-            HAVING count(e.seq) <> o.version OR count(DISTINCT e.version) <> o.version",
+            GROUP BY o.id, o.version, o.created_at_ms
+            HAVING count(e.seq) <> count(DISTINCT e.version)
+                OR (count(e.seq) <> o.version AND NOT (
+                    o.created_at_ms < coalesce(
+                        (SELECT before_ms FROM retention WHERE subject = 'events'), 0)
+                    AND (count(e.seq) = 0 OR (max(e.version) = o.version
+                         AND min(e.version) + count(e.seq) - 1 = o.version))))",
     },
     Check {
         name: "events_delivered_or_pending",
@@ -185,11 +192,14 @@ const CHECKS: &[Check] = &[
         only: Some(Backend::Sqlite),
         count: "SELECT count(*) FROM sink",
         violations: "
-            SELECT 'outbox: ' || count(*) || ' events up to number ' || max(seq)
-            FROM outbox HAVING count(*) <> coalesce(max(seq), 0)
+            SELECT 'outbox: ' || present || ' events and ' || forgotten || ' forgotten of ' || written
+            FROM (SELECT (SELECT count(*) FROM outbox) AS present,
+                         coalesce((SELECT removed FROM retention WHERE subject = 'events'), 0) AS forgotten,
+                         coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'outbox'), 0) AS written)
+            WHERE present + forgotten <> written
             UNION ALL
             SELECT 'sink ' || id || ': cursor ' || cursor || ' is beyond the last event'
-            FROM sink WHERE cursor > (SELECT coalesce(max(seq), 0) FROM outbox)",
+            FROM sink WHERE cursor > coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'outbox'), 0)",
     },
     Check {
         name: "events_delivered_or_pending",

@@ -7,6 +7,7 @@ pub mod callback;
 pub mod campaign;
 pub mod cancel;
 pub mod expire;
+pub mod forget;
 pub mod group;
 pub mod keyed;
 pub mod member;

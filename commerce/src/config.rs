@@ -8,6 +8,8 @@ use std::time::Duration;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::campaigns;
+use crate::catalogue::Sku;
+use crate::command::forget::Keep;
 use crate::store::Target;
 
 /// The order service behind the gateway.
@@ -19,15 +21,31 @@ pub struct Arguments {
     pub command: Command,
 }
 
-/// The two things the executable does.
+/// What the executable does.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serve the order API until SIGTERM or SIGINT, then drain.
     Serve(Box<ServeArguments>),
     /// Prove that a database keeps its promises; exit 1 and name the violation otherwise.
     Audit(AuditArguments),
+    /// Measure how many durable orders a second this machine's disk takes, without HTTP.
+    Rehearse(RehearseArguments),
     /// A payment provider for tests, whose callbacks are slow, doubled, lost and reordered.
     Provider(ProviderArguments),
+}
+
+/// Arguments of `commerce rehearse`.
+#[derive(Debug, Args)]
+pub struct RehearseArguments {
+    /// A file that does not exist yet, on the disk in question.
+    #[arg(long)]
+    pub database: PathBuf,
+    /// Orders under way at once.
+    #[arg(long, default_value = "256", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub clients: u32,
+    /// For how long.
+    #[arg(long, default_value = "5")]
+    pub seconds: u64,
 }
 
 /// Arguments of `commerce provider`.
@@ -77,6 +95,10 @@ pub struct ServeArguments {
     /// The payment provider; without one, paying is immediate.
     #[arg(long)]
     pub provider_url: Option<String>,
+    /// A PEM file of authorities that sinks may have their certificates from, beside the
+    /// system's.
+    #[arg(long)]
+    pub sink_ca: Option<PathBuf>,
     /// `whsec_…`: signs what is sent to the risk service and the provider, and what the
     /// provider sends. COMMERCE_SHARED_SECRET in the environment says the same.
     #[arg(long)]
@@ -87,6 +109,16 @@ pub struct ServeArguments {
     /// How long an unpaid order keeps its stock, in seconds.
     #[arg(long, default_value = "900")]
     pub hold_seconds: u32,
+    /// How long an idempotency key replays its answer, in hours.
+    #[arg(long, default_value = "72", value_parser = clap::value_parser!(u32).range(24..))]
+    pub keep_keys_hours: u32,
+    /// How long an order's events are kept after its last one, in days. Events that a sink
+    /// waits for stay.
+    #[arg(long, default_value = "400", value_parser = clap::value_parser!(u32).range(1..))]
+    pub keep_events_days: u32,
+    /// The product whose paid order buys a period of membership.
+    #[arg(long, default_value = "member-30d", value_parser = |text: &str| Sku::parse(text))]
+    pub membership_sku: Sku,
     /// Discounts, group offers and experiments; read again when it changes.
     #[arg(long)]
     pub campaign: Option<PathBuf>,
@@ -176,12 +208,18 @@ pub struct Config {
     pub risk_url: Option<String>,
     /// The payment provider.
     pub provider_url: Option<String>,
+    /// Authorities of the sinks' certificates, beside the system's.
+    pub sink_ca: Option<PathBuf>,
     /// Signs what is exchanged with both.
     pub shared_secret: Option<String>,
     /// How long a callback may take before the provider is asked.
     pub provider_check: Duration,
     /// How long an unpaid order keeps its stock.
     pub hold: Duration,
+    /// How long what is not needed forever is kept.
+    pub keep: Keep,
+    /// What buys a period of membership.
+    pub membership_sku: Sku,
     /// Where campaigns come from, and how they are judged.
     pub campaigns: campaigns::Settings,
     /// `iss` of the access tokens.
@@ -210,11 +248,17 @@ impl From<ServeArguments> for Config {
             gate_url: arguments.gate,
             risk_url: arguments.risk_url,
             provider_url: arguments.provider_url,
+            sink_ca: arguments.sink_ca,
             shared_secret: arguments
                 .shared_secret
                 .or_else(|| std::env::var("COMMERCE_SHARED_SECRET").ok()),
             provider_check: Duration::from_secs(arguments.provider_check_seconds.into()),
             hold: Duration::from_secs(arguments.hold_seconds.into()),
+            keep: Keep {
+                keys: Duration::from_secs(3_600 * u64::from(arguments.keep_keys_hours)),
+                events: Duration::from_secs(86_400 * u64::from(arguments.keep_events_days)),
+            },
+            membership_sku: arguments.membership_sku,
             campaigns: campaigns::Settings {
                 file: arguments.campaign,
                 assess_every: Duration::from_secs(arguments.assess_seconds.into()),

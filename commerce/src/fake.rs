@@ -64,7 +64,9 @@ pub async fn serve(
         faults,
         callback,
         secret,
-        http: reqwest::Client::new(),
+        http: crate::relay::deliver::Client::new(false, None)?
+            .http()
+            .clone(),
         charges: Mutex::default(),
     });
     let router = Router::new()

@@ -28,6 +28,7 @@ use tokio::sync::watch;
 use utoipa::IntoParams;
 
 use crate::campaigns::Campaigns;
+use crate::catalogue::Sku;
 use crate::census::Census;
 use crate::command::pay::Provider;
 use crate::gate::Gate;
@@ -145,6 +146,8 @@ pub struct Shared {
     pub census: Census,
     /// Issues and verifies access tokens.
     pub issuer: member::SharedIssuer,
+    /// The product that is a period of membership.
+    pub membership_sku: Sku,
     /// Origins, beside our own, whose pages may watch groups.
     pub origins: Arc<[String]>,
 }
@@ -199,13 +202,13 @@ fn random_token() -> Result<String, Problem> {
 /// All routes over `shared`.
 pub fn router(shared: Shared) -> Router {
     Router::new()
-        .route(route::ORDERS, get(orders::list).post(orders::place))
-        .route(route::ORDER, get(orders::show))
-        .route(route::CANCEL, post(orders::cancel))
-        .route(route::PAY, post(orders::pay))
-        .route(route::REFUND, post(orders::refund))
-        .route(route::EVENTS, get(orders::events))
-        .route(route::PAYMENTS, get(orders::payments))
+        .route(route::ORDERS, get(orders::look::list).post(orders::place))
+        .route(route::ORDER, get(orders::look::show))
+        .route(route::CANCEL, post(orders::change::cancel))
+        .route(route::PAY, post(orders::change::pay))
+        .route(route::REFUND, post(orders::change::refund))
+        .route(route::EVENTS, get(orders::look::events))
+        .route(route::PAYMENTS, get(orders::look::payments))
         .route(
             route::WEBHOOKS,
             get(webhooks::list).post(webhooks::subscribe),

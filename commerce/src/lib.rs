@@ -27,7 +27,7 @@
 //! HTTP: the caller hands it a function that renders the answer, and the rendered bytes are
 //! stored with the order. Only [`app`] sees everything. There is no global state, except the logger.
 //!
-//! Absent on purpose: a float, an unbounded queue, and a second connection that writes.
+//! Absent on purpose: a float, an unbounded queue, and a second connection that writes rows.
 
 pub mod app;
 pub mod audit;
@@ -53,6 +53,7 @@ pub mod order;
 pub mod payment;
 pub mod provider;
 pub mod read;
+pub mod rehearsal;
 pub mod relay;
 pub mod store;
 pub mod trace;

@@ -5,10 +5,16 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Parser as _;
-use commerce::config::{Arguments, AuditArguments, Command, Config, ProviderArguments};
+use commerce::config::{
+    Arguments, AuditArguments, Command, Config, ProviderArguments, RehearseArguments,
+};
 use commerce::fake::{self, Faults};
 use commerce::webhook::Secret;
-use commerce::{app, audit};
+use commerce::{app, audit, rehearsal};
+
+/// Requests allocate on one thread and free on another, which the system's allocator is slow at.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
@@ -17,6 +23,7 @@ fn main() -> ExitCode {
             run_service(&Config::from(*serve))
         }
         Command::Audit(audit) => run_audit(&audit),
+        Command::Rehearse(rehearse) => run_rehearsal(&rehearse),
         Command::Provider(provider) => run_provider(provider),
     };
     outcome.unwrap_or_else(|error| {
@@ -61,6 +68,15 @@ fn run_audit(arguments: &AuditArguments) -> anyhow::Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+fn run_rehearsal(arguments: &RehearseArguments) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Runtime::new().context("starting the runtime")?;
+    let duration = std::time::Duration::from_secs(arguments.seconds);
+    let measured = rehearsal::run(&arguments.database, arguments.clients, duration);
+    let measured = runtime.block_on(measured)?;
+    writeln!(std::io::stdout(), "{measured}").context("writing the result")?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn run_provider(arguments: ProviderArguments) -> anyhow::Result<ExitCode> {

@@ -157,7 +157,8 @@ impl RefusalReason {
             | Refusal::Stale { .. }
             | Refusal::State { .. }
             | Refusal::PaymentPending
-            | Refusal::RefundQuantity(_) => Self::State,
+            | Refusal::RefundQuantity(_)
+            | Refusal::Spent => Self::State,
         }
     }
 

@@ -125,6 +125,8 @@ pub enum Refusal {
     PaymentPending,
     /// More units than were bought and not yet refunded.
     RefundQuantity(Sku),
+    /// What was bought is in use: a period of membership.
+    Spent,
 }
 
 /// Why prices have no sum.
@@ -146,7 +148,7 @@ impl Refusal {
     #[must_use]
     pub fn is_remembered(&self) -> bool {
         match self {
-            Self::InsufficientStock { .. } | Self::State { .. } => true,
+            Self::InsufficientStock { .. } | Self::State { .. } | Self::Spent => true,
             Self::UnknownSku(_)
             | Self::Coupon(_)
             | Self::Total(_)

@@ -198,22 +198,30 @@ pub struct Totals {
 #[must_use]
 pub fn recompute(events: &[PaymentEvent]) -> Totals {
     let mut seen = std::collections::BTreeSet::new();
-    let (mut captured, mut refunded, mut failed) = (0_i64, 0_i64, false);
+    let (mut captured, mut refunded) = (0_i64, 0_i64);
+    // Apart from the sums: what costs nothing is paid and refunded as well.
+    let (mut was_captured, mut was_refunded, mut failed) = (false, false, false);
     for event in events {
         if !seen.insert(event.event_id.as_str()) {
             continue;
         }
         match event.kind {
-            Kind::Captured => captured = captured.saturating_add(event.amount_minor),
-            Kind::Refunded => refunded = refunded.saturating_add(event.amount_minor),
+            Kind::Captured => {
+                was_captured = true;
+                captured = captured.saturating_add(event.amount_minor);
+            }
+            Kind::Refunded => {
+                was_refunded = true;
+                refunded = refunded.saturating_add(event.amount_minor);
+            }
             Kind::Failed => failed = true,
         }
     }
-    let status = match (captured, refunded) {
-        (0, 0) if failed => PaymentStatus::Failed,
-        (0, _) => PaymentStatus::Pending,
-        (_, 0) => PaymentStatus::Captured,
-        (captured, refunded) if refunded >= captured => PaymentStatus::Refunded,
+    let status = match (was_captured, was_refunded) {
+        (false, false) if failed => PaymentStatus::Failed,
+        (false, _) => PaymentStatus::Pending,
+        (true, false) => PaymentStatus::Captured,
+        (true, true) if refunded >= captured => PaymentStatus::Refunded,
         _ => PaymentStatus::PartiallyRefunded,
     };
     Totals {
@@ -270,6 +278,9 @@ mod tests {
         // A refund that overtook its capture is no state of its own.
         assert_eq!(recompute(&events[1..2]).status, PaymentStatus::Pending);
         assert_eq!(recompute(&[]).status, PaymentStatus::Pending);
+        let nothing = [event("5", Kind::Captured, 0), event("6", Kind::Refunded, 0)];
+        assert_eq!(recompute(&nothing[..1]).status, PaymentStatus::Captured);
+        assert_eq!(recompute(&nothing).status, PaymentStatus::Refunded);
         assert_eq!(
             recompute(&[event("4", Kind::Failed, 0)]).status,
             PaymentStatus::Failed

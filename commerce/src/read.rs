@@ -6,7 +6,7 @@ use crate::event::Event;
 use crate::order::{Line, Order, OrderId};
 use crate::payment::Payment;
 use crate::store::sql::{Connection, Param, Record, SqlError};
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, horizon};
 
 /// A page of a listing, in a stable order.
 #[derive(Debug, PartialEq, Eq)]
@@ -48,7 +48,8 @@ impl Store {
         after: Option<OrderId>,
         limit: u32,
     ) -> Result<Option<Page<Order>>, StoreError> {
-        self.read(move |connection| orders(connection, &principal, after, limit))
+        let last = self.read(horizon::last).await?;
+        self.read(move |connection| orders(connection, &principal, after, last, limit))
             .await
     }
 
@@ -132,6 +133,7 @@ fn orders(
     connection: &mut dyn Connection,
     principal: &str,
     after: Option<OrderId>,
+    last: i64,
     limit: u32,
 ) -> Result<Option<Page<Order>>, SqlError> {
     let principal = || Param::Text(principal.into());
@@ -150,11 +152,12 @@ fn orders(
     };
     let mut found = Order::select(
         connection,
-        "WHERE principal = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3",
+        "WHERE principal = ?1 AND seq > ?2 AND seq <= ?4 ORDER BY seq LIMIT ?3",
         &[
             principal(),
             Param::Integer(after_seq),
             Param::Integer(i64::from(limit).saturating_add(1)),
+            Param::Integer(last),
         ],
     )?;
     for order in &mut found {

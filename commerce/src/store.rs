@@ -5,6 +5,9 @@
 //! Store::read ─► bounded wait ──► one of a few connections, on a blocking thread
 //! ```
 
+mod checkpoint;
+pub(crate) mod horizon;
+mod locks;
 mod postgres;
 mod readers;
 pub mod schema;
@@ -25,8 +28,9 @@ use crate::catalogue::NewProduct;
 use crate::metrics::Metrics;
 use sql::{Backend, Connection, Param, SqlError};
 
+pub use locks::Locks;
 pub(crate) use writer::unix_time_ms;
-pub use writer::{Command, Locks, Tx, WriterThread};
+pub use writer::{Command, Tx, WriterThread};
 
 /// How large the store's queues are.
 #[derive(Clone, Copy, Debug)]
@@ -374,7 +378,7 @@ mod tests {
         };
         assert_eq!(
             (count("product"), count("stock"), count("stock_movement")),
-            (48, 48, 0)
+            (49, 49, 0)
         );
     }
 }

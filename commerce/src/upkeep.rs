@@ -1,9 +1,10 @@
 //! What has to be done from time to time: groups whose deadline has come are ended, signing
-//! keys are rotated, and what only the database knows is counted.
+//! keys are rotated, what is too old is forgotten, and what only the database knows is counted.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::command::forget::{ForgetEvents, ForgetKeys, Keep};
 use crate::command::group::{self, EndGroups};
 use crate::command::member::{self, RotateKeys};
 use crate::command::pay::Provider;
@@ -17,11 +18,14 @@ use crate::store::{Store, StoreError, unix_time_ms};
 const LOOK: Duration = Duration::from_millis(250);
 /// Looks between two counts and looks at the keys: every 5 seconds.
 const LOOKS_PER_COUNT: u32 = 20;
+/// Looks between two times of forgetting: every minute.
+const LOOKS_PER_FORGETTING: u32 = 240;
 
 /// The task.
 pub(crate) struct Upkeep {
     pub(crate) store: Store,
     pub(crate) provider: Provider,
+    pub(crate) keep: Keep,
     pub(crate) issuer: Arc<Issuer>,
     pub(crate) metrics: Metrics,
 }
@@ -35,6 +39,9 @@ impl Upkeep {
                 if looks.is_multiple_of(LOOKS_PER_COUNT) {
                     self.count().await?;
                     self.issuer.replace(keys(&self.store).await?);
+                }
+                if looks.is_multiple_of(LOOKS_PER_FORGETTING) {
+                    self.forget().await?;
                 }
                 self.end_groups().await
             };
@@ -55,6 +62,25 @@ impl Upkeep {
         if any.await? {
             let provider = self.provider;
             self.store.run_patiently(EndGroups { provider }).await?;
+        }
+        Ok(())
+    }
+
+    /// Everything that is too old, one small transaction after the other.
+    async fn forget(&self) -> Result<(), StoreError> {
+        let before = |keep: Duration| {
+            let keep_ms = i64::try_from(keep.as_millis()).unwrap_or(i64::MAX);
+            unix_time_ms().saturating_sub(keep_ms)
+        };
+        let before_ms = before(self.keep.keys);
+        while self.store.run_patiently(ForgetKeys { before_ms }).await? > 0 {}
+        let (before_ms, mut after) = (before(self.keep.events), Some(0));
+        while let Some(place) = after {
+            let look = ForgetEvents {
+                before_ms,
+                after: place,
+            };
+            after = self.store.run_patiently(look).await?.next;
         }
         Ok(())
     }

@@ -95,9 +95,15 @@ fn an_order_stays_within_its_budget_of_allocations() {
         gate_url: None,
         risk_url: None,
         provider_url: None,
+        sink_ca: None,
         shared_secret: None,
         provider_check: Duration::from_secs(30),
         hold: Duration::from_secs(900),
+        keep: commerce::command::forget::Keep {
+            keys: Duration::from_secs(86_400),
+            events: Duration::from_secs(86_400),
+        },
+        membership_sku: commerce::catalogue::Sku::parse("member-30d").unwrap(),
         campaigns: commerce::campaigns::Settings {
             file: None,
             assess_every: Duration::from_secs(3_600),

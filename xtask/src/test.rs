@@ -28,6 +28,7 @@ const TOOLS: &[Tool] = &[
     Tool::PROMTOOL,
     Tool::POSTGRES,
     Tool::REDIS,
+    Tool::CHROMIUM,
 ];
 
 /// Runs the steps and stops at the first that fails.

@@ -113,6 +113,7 @@ impl Effect for Join {
 
     fn locks(&self, locks: &mut Locks) {
         let offer = format!("{} {}", self.offer.sku, self.offer.size);
+        locks.new_order();
         locks.name("group-offer", &offer);
         locks.sku(&self.offer.sku);
     }

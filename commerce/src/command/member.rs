@@ -3,9 +3,12 @@
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
+use crate::catalogue::Sku;
+use crate::command;
 use crate::membership::token::{Key, Ring};
 use crate::membership::{REFRESH_MS, Refresh, RefreshToken, Renewal, Standing, Subscription};
 use crate::metrics::Metrics;
+use crate::order::{Line, OrderId, Status};
 use crate::store::sql::{Connection, Param, SqlError};
 use crate::store::{Command, Locks, StoreError, Tx};
 
@@ -237,55 +240,102 @@ impl Command for Revoke {
     }
 }
 
-/// Pays for a period of a subscription. Asking again for a paid period changes nothing.
+/// Turns a paid order into a period of a subscription. Asking again for a period that was
+/// bought changes nothing.
 pub struct Renew {
     /// Whose.
     pub member_id: String,
     /// Which period.
     pub period: i64,
+    /// Whose order it must be.
+    pub principal: String,
+    /// The order that was paid for it.
+    pub order: OrderId,
+    /// The product that is a period of membership.
+    pub sku: Sku,
+}
+
+/// What became of a renewal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Renewed {
+    /// There is no such member.
+    NoMember,
+    /// The order buys nothing, for this reason.
+    Unpaid(&'static str),
+    /// The renewal, and the subscription after it.
+    Done(Renewal, Subscription),
 }
 
 impl Command for Renew {
-    /// The renewal, and the subscription after it; none for an unknown member.
-    type Output = Option<(Renewal, Subscription)>;
+    type Output = Renewed;
 
     fn locks(&self, locks: &mut Locks) {
         locks.name("subscription", &self.member_id);
+        locks.order(&self.order);
     }
 
     fn run(&self, tx: &mut Tx<'_>) -> Result<Self::Output, StoreError> {
         let Some(member) = by_id(tx.connection(), &self.member_id)? else {
-            return Ok(None);
+            return Ok(Renewed::NoMember);
         };
         let renewal = member.subscription.renew(self.period, tx.now_ms);
         let Renewal::Renewed(renewed) = renewal else {
-            return Ok(Some((renewal, member.subscription)));
+            return Ok(Renewed::Done(renewal, member.subscription));
         };
+        if let Some(problem) = self.unpaid(tx)? {
+            return Ok(Renewed::Unpaid(problem));
+        }
         let (period, until) = (
             Param::Integer(renewed.period),
             Param::Integer(renewed.paid_until_ms),
         );
         tx.write(
-            "INSERT INTO renewal (member_id, period, paid_until_ms, at_ms) VALUES (?1, ?2, ?3, ?4)",
+            "INSERT INTO renewal (member_id, period, paid_until_ms, at_ms, order_id)
+             VALUES (?1, ?2, ?3, ?4, ?5)",
             &[
                 text(&self.member_id),
                 period.clone(),
                 until.clone(),
                 Param::Integer(tx.now_ms),
+                self.order.param(),
             ],
         )?;
         tx.write(
             "UPDATE member SET period = ?2, paid_until_ms = ?3 WHERE id = ?1",
             &[text(&self.member_id), period, until],
         )?;
-        Ok(Some((renewal, renewed)))
+        Ok(Renewed::Done(renewal, renewed))
     }
 
     fn committed(&self, output: &Self::Output, metrics: &Metrics) {
-        if let Some((renewal, _)) = output {
-            metrics.renewal(*renewal);
-        }
+        metrics.renewal(output);
     }
+}
+
+impl Renew {
+    /// Why the order buys no period; none if it does.
+    fn unpaid(&self, tx: &mut Tx<'_>) -> Result<Option<&'static str>, StoreError> {
+        let Some(order) = command::find(tx.connection(), Some(&self.principal), self.order)? else {
+            return Ok(Some("There is no such order."));
+        };
+        if order.status != Status::Paid {
+            return Ok(Some("The order is not paid, or was refunded."));
+        }
+        let is_one = |line: &Line| line.sku == self.sku && line.quantity == 1;
+        if order.lines.iter().filter(|line| is_one(line)).count() != 1 {
+            return Ok(Some("The order is not for one period of membership."));
+        }
+        Ok(is_spent(tx, self.order)?.then_some("The order has bought another period."))
+    }
+}
+
+/// Whether an order has bought a period.
+pub(super) fn is_spent(tx: &mut Tx<'_>, order: OrderId) -> Result<bool, StoreError> {
+    let spent = tx.query(
+        "SELECT 1 FROM renewal WHERE order_id = ?1",
+        &[order.param()],
+    )?;
+    Ok(!spent.is_empty())
 }
 
 /// The signing keys.

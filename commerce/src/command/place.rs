@@ -75,6 +75,7 @@ impl Effect for Place {
     type Value = Placed;
 
     fn locks(&self, locks: &mut Locks) {
+        locks.new_order();
         if self.is_sold_out {
             return;
         }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use uuid::Uuid;
 
+use super::member;
 use super::pay::Provider;
 use super::stock::{self, Move};
 use super::{Effect, Expected, Locks, Outcome, Render, Tx, Verdict, change, find_to_change};
@@ -56,6 +57,7 @@ impl Effect for RefundOrder {
             self.expected,
             Action::RefundPart,
         )? {
+            Ok(order) if member::is_spent(tx, order.id)? => Err(Refusal::Spent),
             Ok(order) => self.plan(tx, order)?,
             Err(refusal) => Err(refusal),
         };
@@ -192,7 +194,10 @@ impl RefundOrder {
 /// The payment that an order's money came by.
 fn captured_payment(tx: &mut Tx<'_>, order: OrderId) -> Result<Option<Payment>, StoreError> {
     let found = tx.select::<Payment>(
-        "WHERE order_id = ?1 AND captured_minor > 0 ORDER BY created_at_ms LIMIT 1",
+        // By its state and not its amount: an order discounted to nothing was paid as well. One
+        // that was refunded in part is still the one the rest came by.
+        "WHERE order_id = ?1 AND status IN ('captured', 'partially_refunded', 'refunded')
+         ORDER BY captured_minor DESC, created_at_ms LIMIT 1",
         &[order.param()],
     )?;
     Ok(found.into_iter().next())
@@ -213,7 +218,8 @@ pub fn request(
     provider: Provider,
     origin: &Origin,
 ) -> Result<(), StoreError> {
-    let is_immediate = provider == Provider::Immediate;
+    // Of nothing, nothing is asked back.
+    let is_immediate = provider == Provider::Immediate || amount.minor() == 0;
     let refund = Refund {
         id,
         order_id: order.id,
@@ -238,7 +244,8 @@ pub fn request(
             amount_minor: amount.minor(),
             at_ms: tx.now_ms,
         })?;
-        return restate(tx, payment.id, None);
+        // A refund that the provider was asked for before may still be open.
+        return restate(tx, payment.id, payment.check_at_ms);
     }
     if let Provider::External { check_after_ms } = provider {
         // Its callback may be lost as well.

@@ -18,10 +18,11 @@ use uuid::Uuid;
 
 use super::keyed::{self, json};
 use super::problem::{Kind, Problem, ProblemDocument};
-use super::{Shared, random_token};
-use crate::command::member::{self, Exchange, Login, Register, Renew, Revoke};
+use super::{Shared, principal, random_token};
+use crate::command::member::{self, Exchange, Login, Register, Renew, Renewed, Revoke};
 use crate::membership::token::{ACCESS_MS, Claims, Ring};
 use crate::membership::{GRACE_MS, Refresh, Renewal, Standing, Subscription};
+use crate::order::OrderId;
 use crate::store::unix_time_ms;
 
 /// Longest address and password, in bytes. Hashing takes time, so its input is bounded.
@@ -425,10 +426,21 @@ pub(super) async fn membership(
     Ok(Json(MembershipAnswer::of(member.subscription)))
 }
 
-/// Pays for a period. The period is the idempotency key: paying twice changes nothing.
+/// What pays for a period.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RenewRequest {
+    /// A paid order of one unit of the membership product. An order buys one period.
+    #[schema(format = Uuid)]
+    order: String,
+}
+
+/// Turns a paid order into a period. The period is the idempotency key: asking twice changes
+/// nothing.
 #[utoipa::path(
     put, path = "/api/v1/membership/periods/{period}", tag = "members", operation_id = "renew",
     params(("period" = i64, Path, description = "The period, from 1", minimum = 1)),
+    request_body = RenewRequest,
     responses(
         (status = 200, description = "The membership after it", body = MembershipAnswer),
         (status = "4XX", description = "Refused", body = ProblemDocument, content_type = "application/problem+json"),
@@ -439,20 +451,32 @@ pub(super) async fn renew(
     State(shared): State<Shared>,
     Path(period): Path<String>,
     headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<MembershipAnswer>, Problem> {
     let member_id = require_member(&shared, &headers)?;
+    let body = keyed::body(&headers, body)?;
+    let RenewRequest { order } = json(&body)?;
     let period: i64 = period
         .parse()
         .ok()
         .filter(|period| *period > 0)
         .ok_or_else(|| Problem::new(Kind::BadRequest, "The period must be a positive number."))?;
-    let renewed = shared.store.run(Renew { member_id, period }).await?;
-    match renewed.ok_or_else(no_member)? {
-        (Renewal::OutOfOrder { next }, _) => Err(Problem::new(
+    let unpaid = |problem| Problem::new(Kind::PeriodUnpaid, problem);
+    let renew = Renew {
+        member_id,
+        period,
+        principal: principal(&headers)?,
+        order: OrderId::parse(&order).ok_or_else(|| unpaid("There is no such order."))?,
+        sku: shared.membership_sku.clone(),
+    };
+    match shared.store.run(renew).await? {
+        Renewed::NoMember => Err(no_member()),
+        Renewed::Unpaid(problem) => Err(unpaid(problem)),
+        Renewed::Done(Renewal::OutOfOrder { next }, _) => Err(Problem::new(
             Kind::PeriodOutOfOrder,
             format!("The period to renew is {next}."),
         )),
-        (Renewal::Renewed(_) | Renewal::Known, subscription) => {
+        Renewed::Done(Renewal::Renewed(_) | Renewal::Known, subscription) => {
             Ok(Json(MembershipAnswer::of(subscription)))
         }
     }

@@ -39,6 +39,7 @@ pub(super) enum Kind {
     InvalidMember,
     MemberExists,
     PeriodOutOfOrder,
+    PeriodUnpaid,
     Unauthorized,
     Forbidden,
     InvalidState,
@@ -122,6 +123,7 @@ impl Kind {
                 "period-out-of-order",
                 "Period out of order",
             ),
+            Self::PeriodUnpaid => (StatusCode::CONFLICT, "period-unpaid", "Period unpaid"),
             Self::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized", "Unauthorized"),
             Self::Forbidden => (StatusCode::FORBIDDEN, "forbidden", "Forbidden"),
             Self::InvalidState => (StatusCode::CONFLICT, "invalid-state", "Invalid state"),
@@ -269,6 +271,10 @@ impl From<&Refusal> for Problem {
             Refusal::PaymentPending => Self::new(
                 Kind::PaymentPending,
                 "A payment is under way; its outcome decides.",
+            ),
+            Refusal::Spent => Self::new(
+                Kind::InvalidState,
+                "The order has bought a period of membership, which is not returned.",
             ),
             Refusal::RefundQuantity(sku) => Self {
                 sku: Some(sku.to_string()),

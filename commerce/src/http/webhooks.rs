@@ -29,9 +29,9 @@ const URL_LEN_MAX: usize = 2048;
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct SubscribeRequest {
-    /// Where events are posted: an `http://` address.
+    /// Where events are posted.
     #[schema(
-        pattern = "^http://[a-z0-9.]+(:[0-9]{1,4})?/[a-z0-9/]*$",
+        pattern = "^https?://[a-z0-9.]+(:[0-9]{1,4})?/[a-z0-9/]*$",
         max_length = 2048,
         example = "http://127.0.0.1:9/hook"
     )]
@@ -71,11 +71,12 @@ pub(super) async fn subscribe(
         .map_err(|error| Problem::new(Kind::MalformedBody, error.to_string()))?;
     let url = reqwest::Url::parse(&request.url)
         .ok()
-        .filter(|url| url.scheme() == "http" && url.has_host() && request.url.len() <= URL_LEN_MAX);
+        .filter(|url| matches!(url.scheme(), "http" | "https"))
+        .filter(|url| url.has_host() && request.url.len() <= URL_LEN_MAX);
     if url.is_none() {
         return Err(Problem::new(
             Kind::InvalidOrder,
-            "`url` must be an http:// address; end TLS at the egress proxy.",
+            "`url` must be an https:// or http:// address.",
         ));
     }
     let keyed = Keyed {

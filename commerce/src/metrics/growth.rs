@@ -16,6 +16,7 @@ use prometheus_client::registry::{Registry, Unit};
 use super::Metrics;
 use crate::campaigns::Finding;
 use crate::census::{Census, Kind};
+use crate::command::member::Renewed;
 use crate::experiment::decision::Verdict;
 use crate::experiment::revision::Number;
 use crate::group::State;
@@ -33,6 +34,7 @@ pub(super) const NAMES: &[&str] = &[
     "commerce_watcher_messages_total",
     "commerce_refresh_tokens_total",
     "commerce_renewals_total",
+    "commerce_forgotten_rows_total",
     "commerce_campaign_revision",
     "commerce_campaign_rejections_total",
     "commerce_campaign_rollbacks_total",
@@ -86,6 +88,11 @@ struct HintedLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WhatLabel {
+    what: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct KindLabel {
     kind: &'static str,
 }
@@ -115,6 +122,7 @@ pub(super) struct Growth {
     watcher_messages: Counter,
     refreshes: Family<OutcomeLabel, Counter>,
     renewals: Family<OutcomeLabel, Counter>,
+    forgotten: Family<WhatLabel, Counter>,
     revision: Gauge,
     rejections: Counter,
     rollbacks: Counter,
@@ -144,6 +152,7 @@ impl Growth {
             watcher_messages: Counter::default(),
             refreshes: Family::default(),
             renewals: Family::default(),
+            forgotten: Family::default(),
             revision: Gauge::default(),
             rejections: Counter::default(),
             rollbacks: Counter::default(),
@@ -169,7 +178,10 @@ impl Growth {
                 .refreshes
                 .get_or_create_owned(&OutcomeLabel { outcome });
         }
-        for outcome in ["renewed", "known", "out_of_order"] {
+        for what in ["keys", "events"] {
+            growth.forgotten.get_or_create_owned(&WhatLabel { what });
+        }
+        for outcome in ["renewed", "known", "out_of_order", "unpaid"] {
             growth
                 .renewals
                 .get_or_create_owned(&OutcomeLabel { outcome });
@@ -226,6 +238,11 @@ impl Growth {
             "commerce_renewals",
             "Renewals asked for, by outcome; known ones changed nothing",
             self.renewals.clone(),
+        );
+        registry.register(
+            "commerce_forgotten_rows",
+            "Idempotency keys and events removed because they were too old",
+            self.forgotten.clone(),
         );
         registry.register(
             "commerce_campaign_revision",
@@ -381,12 +398,22 @@ impl Metrics {
             .inc();
     }
 
+    /// Rows were removed because they were too old.
+    pub fn forgotten(&self, what: &'static str, rows: u64) {
+        self.growth
+            .forgotten
+            .get_or_create_owned(&WhatLabel { what })
+            .inc_by(rows);
+    }
+
     /// A renewal was asked for.
-    pub fn renewal(&self, renewal: Renewal) {
-        let outcome = match renewal {
-            Renewal::Renewed(_) => "renewed",
-            Renewal::Known => "known",
-            Renewal::OutOfOrder { .. } => "out_of_order",
+    pub fn renewal(&self, renewed: &Renewed) {
+        let outcome = match renewed {
+            Renewed::NoMember => return,
+            Renewed::Unpaid(_) => "unpaid",
+            Renewed::Done(Renewal::Renewed(_), _) => "renewed",
+            Renewed::Done(Renewal::Known, _) => "known",
+            Renewed::Done(Renewal::OutOfOrder { .. }, _) => "out_of_order",
         };
         self.growth
             .renewals

@@ -4,8 +4,13 @@
 //! that a working sink refuses (other 4xx) is poison: tried a few times alone, then put aside,
 //! so that it does not hold up the rest.
 
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::{ClientConfig, RootCertStore};
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -60,12 +65,14 @@ pub struct Client {
 }
 
 impl Client {
-    /// `leases`: whether claims run out (PostgreSQL).
+    /// `leases`: whether claims run out (PostgreSQL). `ca`: a PEM file of authorities that sinks
+    /// may have their certificates from, beside the system's.
     ///
     /// # Errors
-    /// When the HTTP client cannot be made.
-    pub fn new(leases: bool) -> std::io::Result<Self> {
+    /// When the file cannot be read, or the HTTP client cannot be made.
+    pub fn new(leases: bool, ca: Option<&Path>) -> std::io::Result<Self> {
         let http = reqwest::Client::builder()
+            .tls_backend_preconfigured(trust(ca)?)
             .timeout(REQUEST_TIMEOUT)
             // A sink that moved is the operator's to know: a redirect would drop the body.
             .redirect(reqwest::redirect::Policy::none())
@@ -206,6 +213,31 @@ impl Client {
             Err(error) => Said::Failed(error.to_string()),
         }
     }
+}
+
+/// TLS as sinks must speak it: 1.2 or newer, with a certificate from a known authority.
+fn trust(ca: Option<&Path>) -> std::io::Result<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    let system = rustls_native_certs::load_native_certs();
+    for error in system.errors {
+        tracing::warn!(%error, "an authority of the system is not read");
+    }
+    roots.add_parsable_certificates(system.certs);
+    if let Some(path) = ca {
+        let named = |error: &dyn std::fmt::Display| {
+            std::io::Error::other(format!("--sink-ca {}: {error}", path.display()))
+        };
+        let found = CertificateDer::pem_file_iter(path).map_err(|error| named(&error))?;
+        for certificate in found {
+            let certificate = certificate.map_err(|error| named(&error))?;
+            roots.add(certificate).map_err(|error| named(&error))?;
+        }
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(std::io::Error::other)?;
+    Ok(config.with_root_certificates(roots).with_no_client_auth())
 }
 
 /// Address and body.

@@ -11,10 +11,14 @@ use super::sql::{Backend, Connection, Param, SqlError};
 ///
 /// Closed vocabularies (status, reason) are not `CHECK`ed: SQLite cannot alter a check
 /// without rewriting the table. The types that read them refuse what they do not know.
-const STEPS: &[&str] = &[include_str!("schema/1.sql"), include_str!("schema/2.sql")];
+const STEPS: &[&str] = &[
+    include_str!("schema/1.sql"),
+    include_str!("schema/2.sql"),
+    include_str!("schema/3.sql"),
+];
 
 /// The version this program writes and audits.
-pub(crate) const VERSION: u32 = 2;
+pub(crate) const VERSION: u32 = 3;
 const _: () = assert!(STEPS.len() == VERSION as usize, "one version per step");
 
 /// Any number that no other program locks: two processes may start at once.
@@ -99,6 +103,7 @@ fn for_postgres(step: &str) -> String {
         "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
     )
     .replace("INTEGER", "BIGINT")
+    .replace("-- PostgreSQL: ", "")
     .replace(" BLOB", " BYTEA")
     .replace(") STRICT, WITHOUT ROWID;", ");")
     .replace(") STRICT;", ");")

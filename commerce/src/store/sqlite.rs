@@ -9,6 +9,7 @@ use std::time::Duration;
 use rusqlite::types::{ToSql, ToSqlOutput, Value as SqliteValue, ValueRef};
 use rusqlite::{OpenFlags, params_from_iter};
 
+use super::checkpoint::Checkpointer;
 use super::sql::{Backend, Connection, Param, Row, SqlError, Value};
 
 /// How long the writer waits for another process that holds the write lock.
@@ -18,6 +19,8 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) struct Sqlite {
     connection: rusqlite::Connection,
     writes: bool,
+    /// Beside the connection that writes to a file.
+    checkpointer: Option<Checkpointer>,
 }
 
 impl Sqlite {
@@ -28,14 +31,19 @@ impl Sqlite {
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "foreign_keys", true)?;
-        // Pages, 16 MiB: fewer, larger checkpoints between the commits that customers wait for.
-        connection.pragma_update(None, "wal_autocheckpoint", 4096)?;
+        // Pages, 256 MiB: only what bounds the log should the checkpointer fall behind.
+        connection.pragma_update(None, "wal_autocheckpoint", 65_536)?;
         // Kibibytes, negative by SQLite's convention: the hot pages of the indices.
         connection.pragma_update(None, "cache_size", -65536)?;
         connection.set_prepared_statement_cache_capacity(256);
+        let in_memory = path == Path::new(":memory:");
+        let checkpointer = (!in_memory)
+            .then(|| Checkpointer::start(path))
+            .transpose()?;
         Ok(Self {
             connection,
             writes: true,
+            checkpointer,
         })
     }
 
@@ -48,6 +56,7 @@ impl Sqlite {
         Ok(Self {
             connection,
             writes: false,
+            checkpointer: None,
         })
     }
 
@@ -139,6 +148,8 @@ impl Connection for Sqlite {
         if !self.writes {
             return Ok(());
         }
+        // It must not be in a pass of its own.
+        self.checkpointer.take();
         let (busy, pages): (bool, i64) =
             self.connection
                 .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| {

@@ -1,6 +1,7 @@
 //! Events reach the risk service and subscribers: in batches, at least once, over crashes.
 
 use std::collections::{BTreeSet, HashMap};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
@@ -12,7 +13,9 @@ use commerce::store::sql::Backend;
 use commerce::webhook::{self, Secret};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 use crate::harness::{Database, InProcess, Process, eventually, header, product};
 
@@ -41,15 +44,67 @@ impl Sink {
     async fn start(&self) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let router = Router::new()
-            .route("/", post(take))
-            .with_state(self.clone());
+        let router = self.router();
         tokio::spawn(async move { axum::serve(listener, router).await });
         format!("http://{address}/")
     }
 
+    /// The same behind TLS with this certificate.
+    async fn start_tls(&self, certificate: &xtask::certificate::Certificate) -> String {
+        use rustls::pki_types::pem::PemObject as _;
+        use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+        let chain = CertificateDer::pem_file_iter(&certificate.certificate).unwrap();
+        let chain = chain.map(Result::unwrap).collect();
+        let key = PrivateKeyDer::from_pem_file(&certificate.key).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .unwrap();
+        let listener = Tls {
+            tcp: TcpListener::bind("127.0.0.1:0").await.unwrap(),
+            acceptor: TlsAcceptor::from(Arc::new(config)),
+        };
+        let address = listener.tcp.local_addr().unwrap();
+        let router = self.router();
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        format!("https://{address}/")
+    }
+
+    fn router(&self) -> Router {
+        Router::new()
+            .route("/", post(take))
+            .with_state(self.clone())
+    }
+
     fn with<T>(&self, look: impl FnOnce(&mut Received) -> T) -> T {
         look(&mut self.0.lock().unwrap())
+    }
+}
+
+/// Accepts connections whose handshake succeeds.
+struct Tls {
+    tcp: TcpListener,
+    acceptor: TlsAcceptor,
+}
+
+impl axum::serve::Listener for Tls {
+    type Io = TlsStream<TcpStream>;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, SocketAddr) {
+        loop {
+            let (tcp, address) = self.tcp.accept().await.unwrap();
+            if let Ok(stream) = self.acceptor.accept(tcp).await {
+                return (stream, address);
+            }
+        }
+    }
+
+    fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        self.tcp.local_addr()
     }
 }
 
@@ -291,3 +346,45 @@ crate::on_both_stores!(
     killed_with_batches_in_flight_it_sends_them_again,
     subscribers_get_their_own_events_signed,
 );
+
+/// A subscriber behind TLS whose authority the operator named gets its events; one whose
+/// certificate nobody vouches for gets none, and they wait.
+#[tokio::test(flavor = "multi_thread")]
+async fn subscribers_behind_tls_are_told_when_their_certificate_is_trusted() {
+    let directories = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let [known, unknown] = directories.each_ref().map(|directory| {
+        xtask::certificate::write(directory.path(), &["127.0.0.1".parse().unwrap()]).unwrap()
+    });
+    let service = InProcess::with(Backend::Sqlite, &[product("a", 10)], |config| {
+        config.sink_ca = Some(known.certificate.clone());
+    })
+    .await;
+    let sinks = [Sink::default(), Sink::default()];
+    for (sink, certificate) in sinks.iter().zip([&known, &unknown]) {
+        let url = sink.start_tls(certificate).await;
+        let subscribed = service
+            .api
+            .request(Method::POST, "/api/v1/webhooks")
+            .header(
+                "idempotency-key",
+                url.rsplit(':').next().unwrap().trim_matches('/'),
+            )
+            .json(&json!({ "url": url }))
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(subscribed.status(), StatusCode::CREATED);
+    }
+    service.api.place("k", &[("a", 1)]).await;
+    eventually("the trusted one is told", async || {
+        sinks[0].with(|received| (received.events.len() == 1).then_some(()))
+    })
+    .await;
+    let failed = "commerce_event_delivery_failures_total{sink=\"webhook\"}";
+    eventually("the other one is refused", async || {
+        (service.api.metric(failed).await > 0).then_some(())
+    })
+    .await;
+    assert_eq!(sinks[1].with(|received| received.events.len()), 0);
+    service.stop_and_audit().await;
+}

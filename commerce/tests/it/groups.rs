@@ -43,6 +43,7 @@ pub async fn with_campaign(on: Backend, campaign: &str) -> (InProcess, tempfile:
         product("a", 100),
         product("quick", 100),
         product("brief", 100),
+        product("member-30d", 100),
     ];
     let service = InProcess::with(on, &products, |config| {
         config.campaigns.file = Some(path);

@@ -147,25 +147,27 @@ impl WriteLock {
                     server: None,
                 }
             }
-            Target::Postgres(url) => {
-                let mut psql = Command::new("psql")
-                    .args(["-X", "-q", "-A", "-t", url])
-                    .stdin(Stdio::piped())
-                    .stdout(Stdio::piped())
-                    .spawn()
-                    .unwrap();
-                let input = psql.stdin.as_mut().unwrap();
-                let sql = b"BEGIN; LOCK TABLE idempotency; SELECT 'locked';\n";
-                input.write_all(sql).unwrap();
-                let mut line = String::new();
-                let output = psql.stdout.as_mut().unwrap();
-                BufReader::new(output).read_line(&mut line).unwrap();
-                assert_eq!(line.trim(), "locked");
-                Self {
-                    _file: None,
-                    server: Some(psql),
-                }
-            }
+            Target::Postgres(url) => Self::hold(url, "LOCK TABLE idempotency; SELECT 'locked'"),
+        }
+    }
+
+    /// PostgreSQL: keeps what `sql` locks; it must select the word `locked`.
+    pub fn hold(url: &str, sql: &str) -> Self {
+        let mut psql = Command::new("psql")
+            .args(["-X", "-q", "-A", "-t", url])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let input = psql.stdin.as_mut().unwrap();
+        writeln!(input, "BEGIN; {sql};").unwrap();
+        let mut line = String::new();
+        let output = psql.stdout.as_mut().unwrap();
+        BufReader::new(output).read_line(&mut line).unwrap();
+        assert_eq!(line.trim(), "locked");
+        Self {
+            _file: None,
+            server: Some(psql),
         }
     }
 }
@@ -227,7 +229,11 @@ pub struct Api {
 impl Api {
     pub fn new(address: &str) -> Self {
         Self {
-            client: Client::new(),
+            client: {
+                // reqwest asks the process for its cryptography; another test may have named it.
+                let _ = rustls::crypto::ring::default_provider().install_default();
+                Client::new()
+            },
             base: format!("http://{address}"),
         }
     }
@@ -299,6 +305,43 @@ pub fn header<'r>(response: &'r Response, name: &str) -> &'r str {
         .unwrap()
 }
 
+/// What a service in this process is configured with, unless a test wants otherwise.
+pub fn configuration(database: &Database) -> Config {
+    let Limits {
+        queue_capacity,
+        readers,
+    } = limits(1024);
+    Config {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        store: database.target.clone(),
+        gate_url: None,
+        risk_url: None,
+        provider_url: None,
+        sink_ca: None,
+        shared_secret: None,
+        provider_check: Duration::from_secs(30),
+        hold: Duration::from_secs(900),
+        keep: commerce::command::forget::Keep {
+            keys: Duration::from_secs(86_400),
+            events: Duration::from_secs(86_400),
+        },
+        membership_sku: Sku::parse("member-30d").unwrap(),
+        campaigns: commerce::campaigns::Settings {
+            file: None,
+            assess_every: Duration::from_secs(3_600),
+            good_after: Duration::from_secs(3_600),
+        },
+        issuer: "https://shop.test".to_owned(),
+        audience: "shop".to_owned(),
+        origins: Vec::new(),
+        queue_capacity,
+        readers,
+        seed: true,
+        drain_announce: Duration::ZERO,
+        drain_timeout: Duration::from_secs(60),
+    }
+}
+
 /// A service in this process, over a database of its own.
 pub struct InProcess {
     pub api: Api,
@@ -328,33 +371,7 @@ impl InProcess {
 
     /// Over a database that exists.
     pub async fn over(database: Database, configure: impl FnOnce(&mut Config)) -> Self {
-        let Limits {
-            queue_capacity,
-            readers,
-        } = limits(1024);
-        let mut config = Config {
-            listen: "127.0.0.1:0".parse().unwrap(),
-            store: database.target.clone(),
-            gate_url: None,
-            risk_url: None,
-            provider_url: None,
-            shared_secret: None,
-            provider_check: Duration::from_secs(30),
-            hold: Duration::from_secs(900),
-            campaigns: commerce::campaigns::Settings {
-                file: None,
-                assess_every: Duration::from_secs(3_600),
-                good_after: Duration::from_secs(3_600),
-            },
-            issuer: "https://shop.test".to_owned(),
-            audience: "shop".to_owned(),
-            origins: Vec::new(),
-            queue_capacity,
-            readers,
-            seed: true,
-            drain_announce: Duration::ZERO,
-            drain_timeout: Duration::from_secs(60),
-        };
+        let mut config = configuration(&database);
         configure(&mut config);
         let service = Service::start(&config).await.unwrap();
         let api = Api::new(&service.address().to_string());

@@ -42,9 +42,30 @@ async fn with_token(api: &Api, method: Method, path: &str, token: &str) -> Respo
     request.send().await.unwrap()
 }
 
+/// A paid order.
+async fn bought(api: &Api, key: &str, sku: &str, quantity: u32) -> String {
+    let placed = api.place(key, &[(sku, quantity)]).await;
+    let order: Value = placed.json().await.unwrap();
+    let id = order["id"].as_str().unwrap().to_owned();
+    let location = format!("/api/v1/orders/{id}");
+    let paid = api
+        .change(&location, "pay", &format!("{key}-pay"), json!({}))
+        .await;
+    assert_eq!(paid.status(), StatusCode::OK);
+    id
+}
+
+async fn renew(api: &Api, token: &str, period: u32, order: &str) -> Response {
+    let path = format!("/api/v1/membership/periods/{period}");
+    let request = api.request(Method::PUT, &path).bearer_auth(token);
+    let request = request.json(&json!({ "order": order }));
+    request.send().await.unwrap()
+}
+
 crate::on_both_stores!(
     a_refresh_token_works_once_and_a_copy_ends_the_login,
     a_period_is_paid_once_however_often_it_is_asked_for,
+    a_period_takes_an_order_that_was_paid_for_it_and_only_once,
     members_pay_members_prices_while_they_are_entitled,
 );
 
@@ -88,7 +109,7 @@ async fn a_refresh_token_works_once_and_a_copy_ends_the_login(on: Backend) {
 }
 
 async fn a_period_is_paid_once_however_often_it_is_asked_for(on: Backend) {
-    let service = InProcess::start(on, &[product("a", 1)]).await;
+    let service = InProcess::start(on, &[product("member-30d", 10)]).await;
     let api = &service.api;
     let tokens = member(api, "bob@shop.example").await;
     let token = tokens["access_token"].as_str().unwrap();
@@ -99,21 +120,63 @@ async fn a_period_is_paid_once_however_often_it_is_asked_for(on: Backend) {
         (&json!("lapsed"), &json!(0))
     );
 
-    let renew = |period: u32| {
-        let path = format!("/api/v1/membership/periods/{period}");
-        async move { with_token(api, Method::PUT, &path, token).await }
-    };
-    let first: Value = renew(1).await.json().await.unwrap();
+    let order = bought(api, "k1", "member-30d", 1).await;
+    let first = renew(api, token, 1, &order).await;
+    let first: Value = first.json().await.unwrap();
     assert_eq!(first["standing"], "active");
-    let again: Value = renew(1).await.json().await.unwrap();
+    let again: Value = renew(api, token, 1, &order).await.json().await.unwrap();
     assert_eq!(again, first, "the same period once more changes nothing");
-    let skipped = renew(3).await;
+    let next = bought(api, "k2", "member-30d", 1).await;
+    let skipped = renew(api, token, 3, &next).await;
     assert_eq!(skipped.status(), StatusCode::CONFLICT);
-    let second: Value = renew(2).await.json().await.unwrap();
+    let second: Value = renew(api, token, 2, &next).await.json().await.unwrap();
     let until = |answer: &Value| answer["paid_until_ms"].as_i64().unwrap();
     assert_eq!(until(&second) - until(&first), 30 * 24 * 3_600 * 1_000);
     let database = service.stop_and_audit().await;
     assert_eq!(database.count("SELECT count(*) FROM renewal"), 2);
+}
+
+/// A member cannot give itself a period: money must have come in for it, and stays.
+async fn a_period_takes_an_order_that_was_paid_for_it_and_only_once(on: Backend) {
+    let products = [product("member-30d", 10), product("a", 10)];
+    let service = InProcess::start(on, &products).await;
+    let api = &service.api;
+    let tokens = member(api, "mia@shop.example").await;
+    let token = tokens["access_token"].as_str().unwrap();
+    let refused = async |period: u32, order: &str, why: &str| {
+        let answer = renew(api, token, period, order).await;
+        assert_eq!(answer.status(), StatusCode::CONFLICT, "{why}");
+        let problem: Value = answer.json().await.unwrap();
+        assert!(
+            problem["detail"].as_str().unwrap().contains(why),
+            "{problem}"
+        );
+    };
+    let bare = with_token(api, Method::PUT, "/api/v1/membership/periods/1", token).await;
+    assert_eq!(bare.status(), StatusCode::BAD_REQUEST);
+    refused(1, "x", "no such order").await;
+    let unpaid = api.place("k1", &[("member-30d", 1)]).await;
+    let location = unpaid.headers()["location"].to_str().unwrap().to_owned();
+    let unpaid: Value = unpaid.json().await.unwrap();
+    let unpaid = unpaid["id"].as_str().unwrap();
+    refused(1, unpaid, "not paid").await;
+    refused(1, &bought(api, "k2", "a", 1).await, "not for one period").await;
+    refused(1, &bought(api, "k3", "member-30d", 2).await, "not for one").await;
+    let paid = api.change(&location, "pay", "p", json!({})).await;
+    assert_eq!(paid.status(), StatusCode::OK);
+    let renewed = renew(api, token, 1, unpaid).await;
+    assert_eq!(renewed.status(), StatusCode::OK);
+    refused(2, unpaid, "another period").await;
+    // What it bought is in use: the money does not go back.
+    let refund = api.change(&location, "refund", "r", json!({})).await;
+    assert_eq!(refund.status(), StatusCode::CONFLICT);
+    // And a refunded order buys nothing.
+    let back = bought(api, "k4", "member-30d", 1).await;
+    let location = format!("/api/v1/orders/{back}");
+    api.change(&location, "refund", "r2", json!({})).await;
+    refused(2, &back, "refunded").await;
+    let database = service.stop_and_audit().await;
+    assert_eq!(database.count("SELECT count(*) FROM renewal"), 1);
 }
 
 async fn members_pay_members_prices_while_they_are_entitled(on: Backend) {
@@ -154,7 +217,9 @@ async fn members_pay_members_prices_while_they_are_entitled(on: Backend) {
         2 * 1999,
         "not entitled yet"
     );
-    with_token(api, Method::PUT, "/api/v1/membership/periods/1", token).await;
+    let membership = bought(api, "m", "member-30d", 1).await;
+    let renewed = renew(api, token, 1, &membership).await;
+    assert_eq!(renewed.status(), StatusCode::OK);
     assert_eq!(total(order("k3", Some(token), &[]).await).await, 2 * 1500);
     assert_eq!(
         total(order("k4", Some(token), &["WELCOME"]).await).await,

@@ -1,11 +1,17 @@
 //! Too much, and callers that leave.
 
+use std::time::Duration;
+
+use commerce::app::Service;
 use commerce::store::sql::Backend;
 use reqwest::StatusCode;
 use serde_json::Value;
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use crate::harness::{InProcess, WriteLock, eventually, header, limits, product};
+use crate::harness::{
+    Database, InProcess, WriteLock, configuration, eventually, header, limits, product,
+};
 
 async fn a_full_queue_refuses_at_once_and_every_order_can_be_retried(on: Backend) {
     // One batch takes 128 commands and the queue one: of 140 orders at least 11 find no room.
@@ -84,3 +90,22 @@ crate::on_both_stores!(
     a_full_queue_refuses_at_once_and_every_order_can_be_retried,
     an_order_whose_caller_left_is_counted_committed_and_replayed,
 );
+
+/// A gateway opens as many connections at once as it has clients. Nobody accepts them yet, and
+/// still the kernel answers every one.
+#[tokio::test]
+async fn a_crowd_may_wait_at_the_door() {
+    let database = Database::with(Backend::Sqlite, &[product("a", 1)]).await;
+    let service = Service::start(&configuration(&database)).await.unwrap();
+    let address = service.address();
+    let mut tasks = JoinSet::new();
+    for _ in 0..600 {
+        tasks.spawn(TcpStream::connect(address));
+    }
+    // Only turns a hang into a failure: without room the last ones never connect.
+    let crowd = tokio::time::timeout(Duration::from_secs(60), tasks.join_all()).await;
+    assert_eq!(
+        crowd.unwrap().into_iter().filter(Result::is_ok).count(),
+        600
+    );
+}

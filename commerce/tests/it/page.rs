@@ -2,8 +2,11 @@
 
 use commerce::store::sql::Backend;
 use reqwest::{Method, StatusCode};
+use serde_json::json;
 
-use crate::harness::{InProcess, header};
+use xtask::browser::Browser;
+
+use crate::harness::{InProcess, eventually, header};
 
 /// The paths of a `Link` header.
 fn links(header: &str) -> Vec<String> {
@@ -50,5 +53,48 @@ async fn what_the_page_announces_is_there_and_may_be_kept() {
     assert_eq!(nonsense.status(), StatusCode::BAD_REQUEST);
     let painted = "commerce_first_contentful_paint_seconds_count{hinted=\"true\"}";
     assert_eq!(api.metric(painted).await, 1);
+    service.stop_and_audit().await;
+}
+
+/// What a customer gets to see: text, style, picture, a working script, and nothing twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_browser_renders_the_page_and_reports_its_first_paint() {
+    let service = InProcess::start(Backend::Sqlite, &[]).await;
+    let url = format!("http://{}/products/1001", service.api.address());
+    let seen = tokio::task::spawn_blocking(move || {
+        let mut browser = Browser::start(&[]).unwrap();
+        let page = browser.open().unwrap();
+        browser.go_to(&page, &url).unwrap();
+        let look = "({
+            heading: document.querySelector('h1').innerText,
+            price: document.querySelector('.price strong').innerText,
+            stock: document.querySelector('[data-in-stock]').dataset.inStock,
+            layout: getComputedStyle(document.querySelector('main')).display,
+            picture: document.querySelector('img').naturalWidth,
+            paints: performance.getEntriesByName('first-contentful-paint').length,
+        })";
+        let first = browser.evaluate(&page, look).unwrap();
+        // Once more: what may be kept is not fetched again.
+        browser.go_to(&page, &url).unwrap();
+        let fetched = "performance.getEntriesByType('resource')
+            .filter((entry) => entry.initiatorType !== 'beacon' && entry.transferSize > 0)
+            .map((entry) => entry.name)";
+        let again = browser.evaluate(&page, fetched).unwrap();
+        (first, again)
+    });
+    let (first, again) = seen.await.unwrap();
+    assert_eq!(
+        first,
+        json!({
+            "heading": "Enamel Camping Mug", "price": "CNY 49.00", "stock": "yes",
+            "layout": "grid", "picture": 480, "paints": 1,
+        })
+    );
+    assert_eq!(again, json!([]), "fetched although it may be kept");
+    let reported = "commerce_first_contentful_paint_seconds_count{hinted=\"false\"}";
+    eventually("the paint is reported", async || {
+        (service.api.metric(reported).await > 0).then_some(())
+    })
+    .await;
     service.stop_and_audit().await;
 }

@@ -1,5 +1,6 @@
 //! Payments through a provider whose callbacks are slow, doubled, lost and out of order.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use commerce::fake::{self, Faults};
@@ -16,10 +17,20 @@ const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
 /// A service that pays through a provider with these faults.
 async fn start(on: Backend, hold: Duration, faults: Faults) -> InProcess {
+    start_with(on, hold, faults, None).await
+}
+
+async fn start_with(
+    on: Backend,
+    hold: Duration,
+    faults: Faults,
+    campaign: Option<PathBuf>,
+) -> InProcess {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let service = InProcess::with(on, &[product("a", 100_000)], |config| {
         config.hold = hold;
+        config.campaigns.file = campaign;
         config.provider_url = Some(url);
         config.shared_secret = Some(SECRET.to_owned());
         config.provider_check = Duration::from_millis(700);
@@ -165,7 +176,58 @@ async fn a_callback_without_the_providers_signature_changes_nothing(on: Backend)
     service.stop_and_audit().await;
 }
 
+/// A coupon takes everything off: there is nothing to charge and nothing to pay back, but the
+/// units are sold and come back all the same. The provider, who would refuse such a charge, is
+/// not asked.
+async fn an_order_that_costs_nothing_is_paid_and_refunded(on: Backend) {
+    let directory = tempfile::tempdir().unwrap();
+    let campaign = directory.path().join("campaign.toml");
+    let rule = "[[discounts]]\nid = \"gift\"\npercent_off_basis_points = 10000\n\
+                when = { coupon = { code = \"GIFT\" } }\n";
+    std::fs::write(&campaign, rule).unwrap();
+    let faults = Faults {
+        seed: 1,
+        decline: 100,
+        lose: 0,
+        duplicate: 0,
+        slow_ms: 0,
+    };
+    let service = start_with(on, Duration::from_secs(900), faults, Some(campaign)).await;
+    let api = &service.api;
+    let placed = api
+        .request(Method::POST, "/api/v1/orders")
+        .header("idempotency-key", "k")
+        .json(&json!({ "lines": [{ "sku": "a", "quantity": 3 }], "coupons": ["GIFT"] }))
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(placed.status(), StatusCode::CREATED);
+    let location = header(&placed, "location").to_owned();
+    let order: Value = placed.json().await.unwrap();
+    assert_eq!(order["total"]["minor"], 0);
+    let pay = api.change(&location, "pay", "p", json!({})).await;
+    assert_eq!(pay.status(), StatusCode::OK);
+    let part = json!({ "lines": [{ "sku": "a", "quantity": 1 }] });
+    for (key, body, status) in [
+        ("r1", part, "partially_refunded"),
+        ("r2", json!({}), "refunded"),
+    ] {
+        let refund = api.change(&location, "refund", key, body).await;
+        assert_eq!(refund.status(), StatusCode::OK, "{key}");
+        let order: Value = refund.json().await.unwrap();
+        assert_eq!(order["status"], status);
+    }
+    let payments = api.get_json(&format!("{location}/payments")).await;
+    assert_eq!(payments[0]["status"], "refunded");
+    let database = service.stop_and_audit().await;
+    let asked = "SELECT count(*) FROM outbox WHERE topic LIKE '%.requested'";
+    assert_eq!(database.count(asked), 0);
+    let back = "SELECT available FROM stock WHERE sku = 'a'";
+    assert_eq!(database.count(back), 100_000);
+}
+
 crate::on_both_stores!(
+    an_order_that_costs_nothing_is_paid_and_refunded,
     every_payment_is_settled_whatever_happens_to_its_callbacks,
     money_that_comes_after_the_deadline_goes_back,
     a_callback_without_the_providers_signature_changes_nothing,
