@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::command::forget::{ForgetEvents, ForgetKeys, Keep};
+use crate::command::forget::{self, ForgetEvents, ForgetKeys, Keep};
 use crate::command::group::{self, EndGroups};
 use crate::command::member::{self, RotateKeys};
 use crate::command::pay::Provider;
@@ -72,9 +72,14 @@ impl Upkeep {
             let keep_ms = i64::try_from(keep.as_millis()).unwrap_or(i64::MAX);
             unix_time_ms().saturating_sub(keep_ms)
         };
+        let oldest = self.store.read(forget::oldest).await?;
+        let is_due = |oldest: Option<i64>, before_ms| oldest.is_some_and(|ms| ms < before_ms);
         let before_ms = before(self.keep.keys);
-        while self.store.run_patiently(ForgetKeys { before_ms }).await? > 0 {}
-        let (before_ms, mut after) = (before(self.keep.events), Some(0));
+        if is_due(oldest.key_ms, before_ms) {
+            while self.store.run_patiently(ForgetKeys { before_ms }).await? > 0 {}
+        }
+        let before_ms = before(self.keep.events);
+        let mut after = is_due(oldest.event_ms, before_ms).then_some(0);
         while let Some(place) = after {
             let look = ForgetEvents {
                 before_ms,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::{Command, Locks, Tx};
 use crate::metrics::Metrics;
 use crate::store::StoreError;
-use crate::store::sql::{Backend, Param};
+use crate::store::sql::{Backend, Connection, Param, SqlError};
 
 /// Most rows looked at in one transaction.
 const ROWS_MAX: i64 = 500;
@@ -54,6 +54,34 @@ impl Subject {
         )?;
         Ok(())
     }
+}
+
+/// When the oldest rows were written, milliseconds since the Unix epoch.
+#[derive(Clone, Copy, Debug)]
+pub struct Oldest {
+    /// The oldest idempotency key.
+    pub key_ms: Option<i64>,
+    /// The oldest event.
+    pub event_ms: Option<i64>,
+}
+
+/// Looks whether there may be something to forget, without asking the writer.
+///
+/// # Errors
+/// [`SqlError`]
+pub fn oldest(connection: &mut dyn Connection) -> Result<Oldest, SqlError> {
+    let keys = match connection.backend() {
+        Backend::Sqlite => "SELECT at_ms FROM idempotency ORDER BY rowid LIMIT 1",
+        Backend::Postgres => "SELECT at_ms FROM idempotency ORDER BY at_ms LIMIT 1",
+    };
+    let mut first = |sql| -> Result<Option<i64>, SqlError> {
+        let row = connection.query(sql, &[])?.into_iter().next();
+        row.map(|mut row| row.take()).transpose()
+    };
+    Ok(Oldest {
+        key_ms: first(keys)?,
+        event_ms: first("SELECT at_ms FROM outbox ORDER BY seq LIMIT 1")?,
+    })
 }
 
 /// Removes some keys that are older than `before_ms`.

@@ -183,7 +183,7 @@ async fn an_order_that_costs_nothing_is_paid_and_refunded(on: Backend) {
     let directory = tempfile::tempdir().unwrap();
     let campaign = directory.path().join("campaign.toml");
     let rule = "[[discounts]]\nid = \"gift\"\npercent_off_basis_points = 10000\n\
-                when = { coupon = { code = \"GIFT\" } }\n";
+                when = { coupon = { code = \"GIFT\", stacks = true } }\n";
     std::fs::write(&campaign, rule).unwrap();
     let faults = Faults {
         seed: 1,
