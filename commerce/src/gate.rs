@@ -27,6 +27,8 @@ const LEASE_MS: i64 = 30_000;
 const PATIENCE: Duration = Duration::from_millis(250);
 /// How long a loading process keeps others from loading.
 const LOADING: Duration = Duration::from_secs(5);
+/// Pause after a load that failed.
+const RELOAD: Duration = Duration::from_secs(1);
 
 /// What the gate says about an order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -156,7 +158,11 @@ impl Gate {
                 stale.mark_unchanged();
                 match self.load(&store).await {
                     Ok(()) => {}
-                    Err(error) => tracing::warn!(error, "the gate could not be loaded"),
+                    Err(error) => {
+                        tracing::warn!(error, "the gate could not be loaded and is tried again");
+                        tokio::time::sleep(RELOAD).await;
+                        continue;
+                    }
                 }
                 // Not more often: every refusal of a sold-out SKU may ask for it.
                 tokio::time::sleep(Duration::from_millis(100)).await;
