@@ -197,6 +197,7 @@ fn measure(site: &Site, axis: Axis, size: u32, rounds: usize, seconds: u64) -> R
             let before = accounting::cpu_ns(process.pid())?;
             let outcome = load::wrk_with(site, &lines, "1k", CONNECTIONS, seconds)?;
             let spent = accounting::cpu_ns(process.pid())? - before;
+            anyhow::ensure!(outcome.requests > 0, "no request was answered");
             samples.push((spent / outcome.requests, outcome.p99_us));
         }
         samples.sort_unstable();

@@ -18,7 +18,7 @@ use super::site::Site;
 use crate::host;
 use crate::netns::{GATEWAY_TO_CLIENT, Namespace};
 
-/// What a client measured.
+/// What a client measured. No request at all where the time was over before the first answer.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Outcome {
     /// Answers, all of them right.
@@ -106,7 +106,6 @@ fn parse_wrk(said: &str) -> Result<Outcome> {
             _ => {}
         }
     }
-    ensure!(outcome.requests > 0, "no request was answered");
     Ok(outcome)
 }
 
@@ -149,7 +148,6 @@ fn parse_h2load(said: &str) -> Result<Outcome> {
             _ => {}
         }
     }
-    ensure!(outcome.requests > 0, "no request was answered");
     Ok(outcome)
 }
 
