@@ -235,7 +235,7 @@ fn configuration(site: &Site, axis: Axis, size: u32) -> Result<String> {
          connections_max = 65536\naccounts_max = 1048576\n\n\
          [access_log]\npath = \"{}\"\n\n\
          [[listeners]]\nname = \"plain\"\naddress = \"0.0.0.0:{}\"\n\
-         limits = {{ idle_timeout_ms = 600000 }}\n\n\
+         limits = {{ idle_timeout_ms = 600000, connections_max = 65536 }}\n\n\
          [[upstreams]]\nname = \"origin\"\npeers = [",
         state.display(),
         GATEWAY_TO_CLIENT.device,
