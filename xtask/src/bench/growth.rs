@@ -138,8 +138,9 @@ pub(super) fn run(options: &Options) -> Result<()> {
             };
             let measured = measure(&site, axis, size, rounds, seconds);
             edgemeter::detach();
-            points.push(measured.with_context(|| format!("{size} {}", axis.name()))?);
-            println!("{size} {}", axis.name());
+            let point = measured.with_context(|| format!("{size} {}", axis.name()))?;
+            println!("{size} {}: {} ns a request", axis.name(), point.cpu_ns);
+            points.push(point);
         }
         axes.push((axis, points));
     }
