@@ -25,7 +25,7 @@ const CONNECTIONS: u32 = 64;
 /// A configuration of 100,000 routes is read and arranged first.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Descriptors that are not connections.
-const OTHER_DESCRIPTORS: u64 = 1_000;
+const OTHER_DESCRIPTORS: u64 = 2_000;
 
 /// How thorough.
 #[derive(Args, Clone, Debug)]
@@ -123,6 +123,12 @@ pub(super) fn run(options: &Options) -> Result<()> {
     service.ip(&["route", "add", "local", "10.98.0.0/16", "dev", "lo"])?;
     let gateway = &site.hosts.gateway;
     gateway.ip(&["route", "add", "10.98.0.0/16", "via", &origin])?;
+    // A client port for each idle connection.
+    let ports = "/proc/sys/net/ipv4/ip_local_port_range";
+    let client = &site.hosts.client;
+    client
+        .run(|| fs::write(ports, "1024 65535"))?
+        .context(ports)?;
     let wanted = |axis: &Axis| {
         let only = options.only.as_deref();
         only.is_none_or(|only| axis.name().contains(only))
