@@ -49,6 +49,7 @@ use crate::{
         alarm::Alarm,
         app::MeteredApp,
         generation::{Generation, Names},
+        hints::Learned,
         lane::{Lane, Pools},
         meter::{EndpointId, Meter},
         mirror::Mirroring,
@@ -166,6 +167,7 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
         edge,
         background: background()?,
         cache: ResponseCache::new(cache),
+        learned: Learned::default(),
     });
     registry.register_collector(Box::new(UpstreamMetrics(Arc::clone(&shared))));
     {

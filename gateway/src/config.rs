@@ -54,7 +54,7 @@ pub use self::auth::{
 };
 pub use self::billing::PushSink;
 pub use self::class::{Cidr, CidrError};
-pub use self::content::{Cache, CachePolicy, Compression, Hint, Hints};
+pub use self::content::{Cache, CachePolicy, Compression, Early, Hint, Hints};
 pub use self::diff::{Change, Effect};
 pub use self::experiment::{Experiment, ExperimentIndex, Unit, Variant, WHOLE};
 pub use self::name::Name;

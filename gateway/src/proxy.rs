@@ -16,6 +16,7 @@ pub mod frames;
 pub mod gate;
 pub mod generation;
 pub mod guard;
+pub mod hints;
 pub mod keys;
 pub mod lane;
 pub mod limit;
@@ -106,6 +107,8 @@ pub struct Shared {
     pub alarm: Alarm,
     /// Stored responses.
     pub cache: ResponseCache,
+    /// What pages said that they need.
+    pub learned: hints::Learned,
     /// Where what no request waits for is done.
     pub background: tokio::runtime::Handle,
 }
@@ -250,7 +253,7 @@ impl ProxyHttp for Gateway {
         record.begin(self.request_line(session, record));
         Self::enable_compression(session, record);
         let request = session.req_header();
-        let quality = if session.is_http2() {
+        let quality = if edge::speaks_http2(session) {
             Quality::Estimated
         } else {
             Quality::Exact
@@ -325,6 +328,7 @@ impl ProxyHttp for Gateway {
             return Err(fail(record, 500, "the route has no upstream"));
         };
         record.upstream = Some(index);
+        self.hint_early(session, record).await;
         let generation = Arc::clone(&record.generation);
         let upstream = &generation.config.upstreams[index.0];
         let pool = &generation.pools[index.0];
@@ -444,7 +448,7 @@ impl ProxyHttp for Gateway {
 
     async fn upstream_request_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         request: &mut RequestHeader,
         record: &mut RequestRecord,
     ) -> Result<()> {
@@ -462,6 +466,16 @@ impl ProxyHttp for Gateway {
             }
             chain.push_str(&address.ip().to_string());
             request.insert_header(X_FORWARDED_FOR.clone(), chain)?;
+        }
+        if request.version == http::Version::HTTP_2
+            && session
+                .req_header()
+                .headers
+                .get(header::TE)
+                .is_some_and(|te| te.as_bytes() == b"trailers")
+        {
+            // pingora takes it from sessions of our own making, and gRPC asks for it.
+            request.insert_header(header::TE, "trailers")?;
         }
         Self::introduce(request, record)?;
         Self::ask_for_identity(request, record);
@@ -555,6 +569,16 @@ impl ProxyHttp for Gateway {
     ) -> Result<()> {
         record.status = response.status.as_u16();
         drop_what_connection_names(response);
+        if response.status.is_informational()
+            && response.status != http::StatusCode::SWITCHING_PROTOCOLS
+        {
+            // Passed on as it stands: what is added below belongs to the answer.
+            if response.status == http::StatusCode::EARLY_HINTS && edge::speaks_http2(session) {
+                self.count_early(record, "upstream");
+            }
+            record.take_turn();
+            return Ok(());
+        }
         if let Decision::Warn(text) = &record.budget {
             response.insert_header(BUDGET_HEADER, text)?;
         }

@@ -5,12 +5,14 @@
 
 mod accounting;
 mod commerce;
+mod early_hints;
 mod edgemeter;
 mod growth;
 mod load;
 mod open_loop;
 mod peers;
 mod proxy;
+mod relay;
 mod sidecar;
 mod site;
 
@@ -34,6 +36,9 @@ pub enum Bench {
     /// The order service: durable orders a second, direct and through the gateway, and what a
     /// kill -9 leaves.
     Commerce(commerce::Options),
+    /// The product page in Chromium: first contentful paint with 103 Early Hints, with `Link` on the
+    /// answer, and without hints.
+    EarlyHints(early_hints::Options),
 }
 
 /// Runs one bench.
@@ -46,6 +51,7 @@ pub fn run(bench: &Bench) -> Result<()> {
         Bench::Sidecar(options) => sidecar::run(options),
         Bench::Growth(options) => growth::run(options),
         Bench::Commerce(options) => commerce::run(options),
+        Bench::EarlyHints(options) => early_hints::run(options),
     }
 }
 

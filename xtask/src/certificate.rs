@@ -4,6 +4,9 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use rcgen::PublicKeyData as _;
+use sha2::{Digest as _, Sha256};
 use tokio_rustls::rustls::pki_types::CertificateDer;
 
 /// Files for a server, and the root for its clients.
@@ -15,6 +18,9 @@ pub struct Certificate {
     pub key: PathBuf,
     /// What clients trust.
     pub root: CertificateDer<'static>,
+    /// SHA-256 of its public key, base64. A browser told to trust that key caches what it gets, which
+    /// it does not when it is told to ignore errors.
+    pub key_sha256: String,
 }
 
 /// Writes `cert.pem` and `key.pem` for these addresses into a directory.
@@ -32,5 +38,7 @@ pub fn write(directory: &Path, addresses: &[IpAddr]) -> Result<Certificate> {
         certificate,
         key,
         root: made.cert.der().clone(),
+        key_sha256: BASE64_STANDARD
+            .encode(Sha256::digest(made.signing_key.subject_public_key_info())),
     })
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::Name;
 use super::check::Checker;
 use super::raw::{Number, Text};
 use super::route::RawRoute;
@@ -66,10 +67,30 @@ pub struct Hint {
 /// A route's hints.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hints {
-    /// The request header with the client's value, a whole number; clients without are worth 0.
+    /// The claim of a verified token with the client's value, a whole number. Of claim, header and
+    /// cookie the first that is there counts; clients without any are worth 0.
+    pub value_claim: Option<Box<str>>,
+    /// The request header with it.
     pub value_header: Option<http::HeaderName>,
+    /// The cookie with it.
+    pub value_cookie: Option<Box<str>>,
     /// All that apply are given.
     pub hints: Vec<Hint>,
+    /// None: with the answer only.
+    pub early: Option<Early>,
+}
+
+/// To whom a route's hints are sent before the answer, as 103, while the upstream is asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Early {
+    /// Only to clients of at least this value.
+    pub min_value: u64,
+    /// Only to these tenants; empty: to all.
+    pub tenants: Vec<Name>,
+    /// Only to clients in this variant: `experiment=variant`.
+    pub variant: Option<Box<str>>,
+    /// Also what the page's last answer named in `Link`.
+    pub learn: bool,
 }
 
 #[derive(Deserialize)]
@@ -99,8 +120,23 @@ pub(super) struct RawCompression {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table")]
 pub(super) struct RawHints {
+    value_claim: Option<Text>,
     value_header: Option<Text>,
+    value_cookie: Option<Text>,
+    #[serde(default)]
     links: Vec<RawHint>,
+    early: Option<RawEarly>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+struct RawEarly {
+    min_value: Option<Number>,
+    #[serde(default)]
+    tenants: Vec<Text>,
+    variant: Option<Text>,
+    #[serde(default)]
+    learn: bool,
 }
 
 #[derive(Deserialize)]
@@ -157,7 +193,7 @@ impl Checker<'_> {
         };
         let hints = match &raw.hints {
             None => Some(Hints::default()),
-            Some(raw) => self.hints(raw, &format!("{here}.hints")),
+            Some(hints) => self.hints(hints, raw, &format!("{here}.hints")),
         };
         Some(Content {
             cache: cache?,
@@ -187,7 +223,7 @@ impl Checker<'_> {
         })
     }
 
-    fn hints(&mut self, raw: &RawHints, here: &str) -> Option<Hints> {
+    fn hints(&mut self, raw: &RawHints, route: &RawRoute, here: &str) -> Option<Hints> {
         let value_header = match &raw.value_header {
             None => Some(None),
             Some(text) => self
@@ -221,9 +257,53 @@ impl Checker<'_> {
                 })
             })
             .collect();
+        let early = match &raw.early {
+            None => Some(None),
+            Some(raw) => self.early(raw, route, &format!("{here}.early")).map(Some),
+        };
+        let name = |text: &Option<Text>| text.as_ref().map(|text| text.get_ref().as_str().into());
         Some(Hints {
+            value_claim: name(&raw.value_claim),
             value_header: value_header?,
+            value_cookie: name(&raw.value_cookie),
+            early: early?,
             hints: hints.into_iter().collect::<Option<_>>()?,
+        })
+    }
+
+    fn early(&mut self, raw: &RawEarly, route: &RawRoute, here: &str) -> Option<Early> {
+        let field = format!("{here}.min_value");
+        let least = self.number(raw.min_value.as_ref(), &field, 0..=i64::MAX, 0);
+        let tenants: Vec<Option<Name>> = raw
+            .tenants
+            .iter()
+            .enumerate()
+            .map(|(index, text)| {
+                let field = format!("{here}.tenants[{index}]");
+                self.name(text.get_ref(), text.span(), &field)
+            })
+            .collect();
+        if let Some(text) = &raw.variant {
+            let known = route.experiments.iter().flat_map(|list| list.get_ref());
+            let known: Vec<&str> = known.map(|name| name.get_ref().as_str()).collect();
+            let named = text.get_ref().split_once('=');
+            let fits = named
+                .is_some_and(|(name, variant)| known.contains(&name) && Name::is_valid(variant));
+            if !fits {
+                let wrong = format!("\"{}\" is no variant of this route's", text.get_ref());
+                let fix = "write \"experiment=variant\", of an experiment in `experiments`";
+                self.report(text.span(), format!("{here}.variant"), wrong, fix);
+                return None;
+            }
+        }
+        Some(Early {
+            min_value: least?,
+            tenants: tenants.into_iter().collect::<Option<_>>()?,
+            variant: raw
+                .variant
+                .as_ref()
+                .map(|text| text.get_ref().as_str().into()),
+            learn: raw.learn,
         })
     }
 }

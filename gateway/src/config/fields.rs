@@ -275,6 +275,16 @@ const EXAMPLES: &[(&str, &str)] = &[
         "routes.hints.value_header",
         r#"value_header = "x-user-value""#,
     ),
+    ("routes.hints.value_claim", r#"value_claim = "value""#),
+    ("routes.hints.value_cookie", r#"value_cookie = "value""#),
+    ("routes.hints.early", "[routes.hints.early]"),
+    ("routes.hints.early.min_value", "min_value = 100"),
+    ("routes.hints.early.tenants", r#"tenants = ["acme"]"#),
+    (
+        "routes.hints.early.variant",
+        r#"variant = "badge=treatment""#,
+    ),
+    ("routes.hints.early.learn", "learn = true"),
     ("routes.hints.links", "[[routes.hints.links]]"),
     (
         "routes.hints.links.link",

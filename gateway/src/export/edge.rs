@@ -34,6 +34,15 @@ struct RouteLabel {
     route: String,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct EarlyLabels {
+    route: String,
+    source: &'static str,
+}
+
+/// Who made a 103; the label of the metric.
+const EARLY_SOURCES: [&str; 2] = ["gateway", "upstream"];
+
 /// Counters of the edge.
 #[derive(Clone, Debug, Default)]
 pub struct EdgeMetrics {
@@ -46,6 +55,7 @@ pub struct EdgeMetrics {
     cache_saved: Family<RouteLabel, Counter>,
     compressed: Family<RouteLabel, Counter>,
     hints: Family<RouteLabel, Counter>,
+    early: Family<EarlyLabels, Counter>,
     key_failures: Counter,
 }
 
@@ -110,6 +120,11 @@ impl EdgeMetrics {
             "Preload hints given to clients",
             metrics.hints.clone(),
         );
+        registry.register(
+            "edgemeter_early_hints",
+            "103 responses sent to HTTP/2 clients, by who made them",
+            metrics.early.clone(),
+        );
         registry.register_with_unit(
             "edgemeter_desync",
             "Bytes received on a listener that are in no request, by what was wrong",
@@ -142,6 +157,10 @@ impl EdgeMetrics {
             };
             for family in [&self.cache_saved, &self.compressed, &self.hints] {
                 let _ = family.get_or_create(&label);
+            }
+            for source in EARLY_SOURCES {
+                let route = route.name.as_str().to_owned();
+                let _ = self.early.get_or_create(&EarlyLabels { route, source });
             }
             for result in RESULTS {
                 let route = route.name.as_str().to_owned();
@@ -209,6 +228,14 @@ impl EdgeMetrics {
         self.hints
             .get_or_create(&RouteLabel { route })
             .inc_by(count as u64);
+    }
+
+    /// A 103 was sent.
+    pub fn hinted_early(&self, route: &str, source: &'static str) {
+        let route = route.to_owned();
+        self.early
+            .get_or_create(&EarlyLabels { route, source })
+            .inc();
     }
 
     /// Bytes that are in no request.

@@ -25,6 +25,7 @@ use super::{
     Gateway, Shared,
     alarm::Desync,
     connection::Connection,
+    frames::PREFACE,
     gate::{Admitted, Turned, network_of},
     generation::Generation,
     guard::{Guard, Transport},
@@ -290,12 +291,13 @@ impl MeteredApp {
         } else {
             Buffer::default()
         };
-        Box::pin(self.pingora(stream, connection, h2c, read, stay, shutdown)).await;
+        Box::pin(self.to_its_end(stream, connection, h2c, read, stay, shutdown)).await;
     }
 
-    /// pingora asks neither for a connection's age nor for its requests: it is told by a shutdown of
-    /// the connection's own. HTTP/2 is told by GOAWAY, HTTP/1 by `connection: close`.
-    async fn pingora(
+    /// HTTP/2, and what the lean lane has left. Neither asks for a connection's age nor for its
+    /// requests: they are told by a shutdown of the connection's own. HTTP/2 is told by GOAWAY,
+    /// HTTP/1 by `connection: close`.
+    async fn to_its_end(
         &self,
         stream: Stream,
         connection: &Arc<Connection>,
@@ -306,10 +308,31 @@ impl MeteredApp {
     ) {
         let (leave, leaving) = watch::channel(*shutdown.borrow());
         let serving = async {
-            if h2c || stream.selected_alpn_proto() == Some(ALPN::H2) {
-                self.proxy.process_new(stream, &leaving).await;
-            } else {
+            let mut stream = stream;
+            let mut http2 = stream.selected_alpn_proto() == Some(ALPN::H2);
+            if h2c {
+                let mut begins = [0; PREFACE.len()];
+                if stream.try_peek(&mut begins).await.is_err() {
+                    return;
+                }
+                http2 = begins == *PREFACE;
+            }
+            if !http2 {
                 self.full_lane(stream, &read.bytes, &leaving).await;
+                return;
+            }
+            let generation = self.shared.generation.load_full();
+            let protection = &generation.config.listeners[self.listener.0].protection;
+            let limits = protection.limits.clone();
+            let own = generation.fit.http2();
+            // Or an old configuration lives as long as its last connection.
+            drop(generation);
+            if own {
+                self.lane
+                    .http2(&self.proxy, stream, connection, &limits, &leaving)
+                    .await;
+            } else {
+                self.proxy.process_new(stream, &leaving).await;
             }
         };
         let asking = async {

@@ -1,16 +1,13 @@
-//! Compression towards clients by pingora's module, where the route wants it and it is worth it;
-//! and hints of what the page will need.
+//! Compression towards clients by pingora's module, where the route wants it and it is worth it.
 
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, header};
 use pingora::{
-    Result,
     http::{RequestHeader, ResponseHeader},
     modules::http::compression::ResponseCompression,
     prelude::Session,
 };
 
 use super::{Gateway, record::RequestRecord};
-use crate::config::Hints;
 
 impl Gateway {
     /// Before pingora's module reads Accept-Encoding.
@@ -79,50 +76,6 @@ impl Gateway {
             request.remove_header(&header::ACCEPT_ENCODING);
         }
     }
-
-    /// The hints for this client.
-    pub(super) fn hints(&self, session: &Session, record: &RequestRecord) -> Vec<HeaderValue> {
-        let Some(route) = &record.route else {
-            return Vec::new();
-        };
-        let policy = &record.generation.config.routes[route.index.0].policy;
-        if policy.hints.hints.is_empty() {
-            return Vec::new();
-        }
-        let worth = worth(&policy.hints, &session.req_header().headers);
-        let hints = policy.hints.hints.iter().filter(|hint| {
-            worth >= hint.min_value
-                && hint
-                    .cached_path
-                    .as_ref()
-                    .is_none_or(|path| self.is_cached(session, record, path))
-        });
-        hints
-            .filter_map(|hint| HeaderValue::from_str(&hint.link).ok())
-            .collect()
-    }
-
-    /// Adds them to a page.
-    pub(super) fn add_hints(
-        &self,
-        session: &Session,
-        response: &mut ResponseHeader,
-        record: &RequestRecord,
-    ) -> Result<()> {
-        if !response.status.is_success()
-            || !says(&response.headers, &header::CONTENT_TYPE, "text/html")
-        {
-            return Ok(());
-        }
-        let hints = self.hints(session, record);
-        if let Some(route) = record.route.as_ref().filter(|_| !hints.is_empty()) {
-            self.shared.edge.hinted(route.name.as_str(), hints.len());
-        }
-        for hint in hints {
-            response.append_header(header::LINK, hint)?;
-        }
-        Ok(())
-    }
 }
 
 /// The coding a client likes best, of those we have (RFC 9110, 12.5.3); among equals the one that
@@ -164,18 +117,8 @@ fn preferred(accepted: &str) -> Option<&'static str> {
     best.map(|(_, coding)| coding)
 }
 
-fn worth(hints: &Hints, headers: &HeaderMap) -> u64 {
-    let value = hints
-        .value_header
-        .as_ref()
-        .and_then(|name| headers.get(name));
-    value
-        .and_then(|value| value.to_str().ok()?.parse().ok())
-        .unwrap_or(0)
-}
-
 /// Whether a header has this word in it.
-fn says(headers: &HeaderMap, name: &header::HeaderName, word: &str) -> bool {
+pub(super) fn says(headers: &HeaderMap, name: &header::HeaderName, word: &str) -> bool {
     let mut values = headers.get_all(name).iter();
     values.any(|value| {
         value

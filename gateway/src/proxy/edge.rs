@@ -142,7 +142,7 @@ impl Gateway {
         let Some(connection) = Connection::of(session) else {
             return;
         };
-        if session.is_http2() {
+        if speaks_http2(session) {
             connection.request_begins();
         } else {
             record.refused = connection.refusal();
@@ -409,6 +409,11 @@ pub(super) fn verified_tenant(rule: &TenantRule, record: &RequestRecord) -> Opti
         _ => None,
     };
     named.filter(|name| Name::is_valid(name)).map(Into::into)
+}
+
+/// Whether the client does. The session may be pingora's or of our own making.
+pub(super) fn speaks_http2(session: &Session) -> bool {
+    session.req_header().version == http::Version::HTTP_2
 }
 
 fn declared_length(request: &RequestHeader) -> Option<u64> {

@@ -1,5 +1,5 @@
-//! The lean lane: HTTP/1.1 requests that need nothing but routing and forwarding, moved without
-//! pingora's header maps, channels and per-request tasks.
+//! The lean lane: requests that need nothing but routing and forwarding, moved without pingora's
+//! header maps, channels and per-request tasks. `serve` speaks HTTP/1.1 to the client, `h2` HTTP/2.
 //!
 //! One core of routing, policy, records and attribution; two ways of moving bytes under it. The
 //! lane takes a request when its head is plain HTTP/1.1 with a route that asks for nothing more,
@@ -11,13 +11,15 @@
 //!            → head and body in one write → response head → one write → relay → record in Drop
 //! ```
 //!
-//! Deliberately absent: HTTP/1.0, upgrades, `Expect`, streaming request bodies, HTTP/2.
+//! Deliberately absent: HTTP/1.0, upgrades, `Expect`, streaming request bodies, HTTP/2 upstreams.
 
+mod admit;
 mod buffers;
 mod chunks;
 mod exchange;
 mod fit;
 mod forward;
+mod h2;
 mod head;
 mod pool;
 mod relay;

@@ -74,6 +74,8 @@ pub struct RequestRecord {
     pub(super) body_bytes_max: Option<u64>,
     /// Response body bytes before compression.
     pub(super) body_before_coding: u64,
+    /// It was sent a 103 of ours.
+    pub(super) hinted_early: bool,
     /// The client wants nothing stored.
     pub(super) bypassed_cache: bool,
     /// What the token says, or why it is refused; None where none is asked for.
@@ -201,6 +203,7 @@ impl RequestRecord {
             refused: None,
             body_bytes_max: None,
             body_before_coding: 0,
+            hinted_early: false,
             bypassed_cache: false,
             token: None,
             vouched: Vec::new(),

@@ -191,10 +191,10 @@ struct Observed {
 /// A message, without what may differ: the order and the case of header lines, and how a body of
 /// unknown length is cut.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Message {
-    start: String,
-    lines: BTreeSet<(String, String)>,
-    body: Vec<u8>,
+pub struct Message {
+    pub start: String,
+    pub lines: BTreeSet<(String, String)>,
+    pub body: Vec<u8>,
 }
 
 /// Sends every case through a gateway with the lane.
@@ -400,7 +400,7 @@ impl Wire {
 }
 
 /// Answers by path, in raw bytes, and notes what it was sent.
-fn serve(stream: TcpStream, log: &Mutex<Vec<Message>>) {
+pub fn serve(stream: TcpStream, log: &Mutex<Vec<Message>>) {
     let mut answer_to = stream.try_clone().unwrap();
     let mut wire = Wire {
         stream,

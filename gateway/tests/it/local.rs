@@ -47,11 +47,21 @@ pub fn example(name: &str, replace: &[(&str, &str)]) -> String {
 impl Local {
     /// Starts it with this configuration; `files` are written beside it.
     pub fn start(text: &str, files: impl FnOnce(&Path)) -> Self {
+        Self::start_with("", text, files)
+    }
+
+    /// The same, with more lines in its `[gateway]`.
+    pub fn start_with(gateway: &str, text: &str, files: impl FnOnce(&Path)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         files(directory.path());
         let admin = free();
+        let grace = if gateway.contains("grace_seconds") {
+            ""
+        } else {
+            "grace_seconds = 0\n"
+        };
         let text = format!(
-            "[gateway]\nstate_dir = \"state\"\nthreads = 2\ngrace_seconds = 0\n\
+            "[gateway]\nstate_dir = \"state\"\nthreads = 2\n{grace}{gateway}\n\
              [admin]\nlisten = \"{admin}\"\n[access_log]\npath = \"access.jsonl\"\nsettle_ms = 0\n{text}"
         );
         std::fs::write(directory.path().join("edgemeter.toml"), text).unwrap();
@@ -126,6 +136,13 @@ impl Local {
             token.trim()
         );
         exchange(self.admin, request.as_bytes())
+    }
+
+    /// Asks it to stop, and goes on.
+    pub fn terminate(&self) {
+        let pid = i32::try_from(self.child.id()).unwrap();
+        // SAFETY: two integers; the child has not been waited for.
+        unsafe { libc::kill(pid, libc::SIGTERM) };
     }
 
     /// A counter whose samples have this label value.

@@ -18,6 +18,8 @@ mod disk;
 mod echo;
 mod example;
 mod harness;
+mod hints;
+mod http2;
 mod identity;
 mod interfaces;
 mod kernel;

@@ -420,6 +420,11 @@ fn protection_is_refused_precisely() {
             r#"routes[0].rate_limits[0].key: "clients" is not a key to count by; fix: write "client", "tenant", "route" or "header:x-api-key""#,
         ),
         (
+            "learn = true",
+            "variant = \"badge=red\"",
+            "routes[0].hints.early.variant: \"badge=red\" is no variant of this route's; fix: write \"experiment=variant\", of an experiment in `experiments`",
+        ),
+        (
             r#"versions = ["1.2", "1.3"]"#,
             r#"versions = ["1.1"]"#,
             r#"listeners[1].tls.versions[0]: "1.1" is not one of `1.2`, `1.3`; fix: write "1.2""#,

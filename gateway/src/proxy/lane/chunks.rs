@@ -1,5 +1,7 @@
 //! Where a chunked body ends, found without changing a byte of it (RFC 9112, section 7.1).
 
+use super::head::HEAD_BYTES_MAX;
+
 /// A position in a chunked body, fed with its bytes as they come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Chunks {
@@ -69,6 +71,43 @@ impl Chunks {
             at += 1;
         }
         Ok(at)
+    }
+
+    /// Takes bytes up to the end of the next piece of payload; returns how many, and the payload
+    /// among them, which is empty at the body's end and when more is needed. Trailer lines are
+    /// added to `trailers` as they stand, with the empty line that ends them.
+    ///
+    /// # Errors
+    /// [`ChunkError`]: the end cannot be found, or the trailers have none.
+    pub fn piece<'b>(
+        &mut self,
+        bytes: &'b [u8],
+        trailers: &mut Vec<u8>,
+    ) -> Result<(usize, &'b [u8]), ChunkError> {
+        let mut at = 0;
+        while at < bytes.len() && self.state != State::Done {
+            if self.state == State::Data {
+                let end = bytes
+                    .len()
+                    .min(at.saturating_add(usize::try_from(self.left).unwrap_or(usize::MAX)));
+                // Takes no further than the chunk's last byte.
+                let taken = self.take(&bytes[at..end])?;
+                return Ok((at + taken, &bytes[at..at + taken]));
+            }
+            let in_trailers = matches!(
+                self.state,
+                State::Trailer | State::TrailerLine | State::TrailerLf | State::LastLf
+            );
+            self.step(bytes[at])?;
+            if in_trailers {
+                if trailers.len() == HEAD_BYTES_MAX {
+                    return Err(ChunkError);
+                }
+                trailers.push(bytes[at]);
+            }
+            at += 1;
+        }
+        Ok((at, &[]))
     }
 
     /// True once the last byte of the body has been taken.
@@ -145,6 +184,23 @@ mod tests {
             assert_eq!(first + second, BODY.len(), "cut at {cut}");
             assert!(chunks.is_done());
             assert_eq!(chunks.data(), 9);
+        }
+    }
+
+    #[test]
+    fn payload_and_trailers_come_out_wherever_the_bytes_are_cut() {
+        for cut in 0..=BODY.len() {
+            let (mut chunks, mut payload, mut trailers) = Default::default();
+            for mut bytes in [&BODY[..cut], &BODY[cut..]] {
+                while !bytes.is_empty() {
+                    let (taken, piece) = Chunks::piece(&mut chunks, bytes, &mut trailers).unwrap();
+                    Vec::extend_from_slice(&mut payload, piece);
+                    bytes = &bytes[taken..];
+                }
+            }
+            assert!(chunks.is_done(), "cut at {cut}");
+            assert_eq!(payload, b"Wikipedia");
+            assert_eq!(trailers, b"Trailer: 1\r\n\r\n");
         }
     }
 

@@ -11,6 +11,8 @@ use crate::config::{
 /// By place in the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fit {
+    /// HTTP/2 connections are this lane's, which hands on the streams that do not fit.
+    http2: bool,
     /// Listeners whose connections may begin on the lean lane.
     listeners: Vec<bool>,
     /// Routes it may serve.
@@ -52,12 +54,19 @@ impl Fit {
             wanted && !acted_on && route_fits(route) && route.upstreams().all(|index| fits(index.0))
         });
         Self {
+            http2: wanted,
             listeners: listeners
                 .iter()
                 .map(|listener| wanted && listener_fits(listener))
                 .collect(),
             routes: routes.collect(),
         }
+    }
+
+    /// Whether HTTP/2 connections are this lane's.
+    #[must_use]
+    pub fn http2(&self) -> bool {
+        self.http2
     }
 
     /// Whether connections of a listener may begin on the lean lane.
@@ -77,17 +86,13 @@ fn listener_fits(listener: &Listener) -> bool {
     let Listener {
         name: _,
         address: _,
-        http2,
-        // The handshake is over before either lane begins.
-        tls,
+        // What a connection speaks is known before either lane begins.
+        http2: _,
+        tls: _,
         // The connection's part is done before either lane begins.
         protection,
     } = listener;
-    if !protection.trusted_proxies.is_empty() || protection.limits.body_bytes_max.is_some() {
-        return false;
-    }
-    // A plain connection that may begin with HTTP/2's preface.
-    !(*http2 && tls.is_none())
+    protection.trusted_proxies.is_empty() && protection.limits.body_bytes_max.is_none()
 }
 
 fn route_fits(route: &Route) -> bool {

@@ -4,9 +4,11 @@
 use std::io::Write as _;
 use std::net::IpAddr;
 
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use httparse::Header;
 
 use super::head::{Framing, RequestHead, ResponseHead, is_hop_by_hop};
+use crate::proxy::{X_FORWARDED_FOR, connection::Connection, record::RequestRecord};
 
 /// What the gateway says of the request to the upstream.
 #[derive(Clone, Copy, Debug)]
@@ -17,6 +19,18 @@ pub struct Forwarded<'a> {
     pub tls: bool,
     /// The request's id.
     pub id: &'a str,
+}
+
+impl<'a> Forwarded<'a> {
+    /// Of a request that came on a connection.
+    #[must_use]
+    pub fn of(connection: &Connection, record: &'a RequestRecord) -> Self {
+        Self {
+            client: Some(connection.client.ip()),
+            tls: connection.tls.is_some(),
+            id: record.request.as_ref().map_or("", |line| line.id()),
+        }
+    }
 }
 
 /// Writes the request head for the upstream.
@@ -33,24 +47,73 @@ pub fn request(out: &mut Vec<u8>, head: &RequestHead<'_, '_>, forwarded: &Forwar
         }
         line(out, header);
     }
+    let chain = head
+        .headers
+        .iter()
+        .filter(|header| chained && header.name.eq_ignore_ascii_case("x-forwarded-for"))
+        .map(|header| header.value);
+    ours(out, chain, head.host, forwarded);
+}
+
+/// Writes the head of a request that came by HTTP/2 for an upstream that speaks HTTP/1.1.
+pub fn request_of_http2(
+    out: &mut Vec<u8>,
+    method: &Method,
+    (target, host): (&str, &str),
+    headers: &HeaderMap,
+    forwarded: &Forwarded<'_>,
+) {
+    for part in [method.as_str(), " ", target, " HTTP/1.1\r\n"] {
+        out.extend_from_slice(part.as_bytes());
+    }
+    text_line(out, "host", host);
+    for (name, value) in headers {
+        if is_not_sent_on(name) || is_ours(name.as_str()) {
+            continue;
+        }
+        out.extend_from_slice(name.as_str().as_bytes());
+        out.extend_from_slice(b": ");
+        out.extend_from_slice(value.as_bytes());
+        out.extend_from_slice(b"\r\n");
+    }
+    let chain = headers.get_all(&X_FORWARDED_FOR).iter();
+    ours(out, chain.map(HeaderValue::as_bytes), Some(host), forwarded);
+}
+
+/// The host, which is said already, and what is about this hop: lines that HTTP/2 knows no
+/// `Connection` for and lets through all the same.
+fn is_not_sent_on(name: &HeaderName) -> bool {
+    [
+        header::HOST,
+        header::TE,
+        header::TRAILER,
+        header::PROXY_AUTHORIZATION,
+        header::PROXY_AUTHENTICATE,
+    ]
+    .contains(name)
+        || name == "http2-settings"
+}
+
+/// What the gateway says of every request, and the end of the head. `chain` is what proxies before
+/// it said of the client.
+fn ours<'c>(
+    out: &mut Vec<u8>,
+    chain: impl Iterator<Item = &'c [u8]>,
+    host: Option<&str>,
+    forwarded: &Forwarded<'_>,
+) {
     if let Some(client) = forwarded.client {
         out.extend_from_slice(b"x-forwarded-for: ");
-        if chained {
-            for header in head.headers {
-                if header.name.eq_ignore_ascii_case("x-forwarded-for")
-                    && std::str::from_utf8(header.value).is_ok()
-                {
-                    out.extend_from_slice(header.value);
-                    out.extend_from_slice(b", ");
-                }
-            }
+        for before in chain.filter(|before| std::str::from_utf8(before).is_ok()) {
+            out.extend_from_slice(before);
+            out.extend_from_slice(b", ");
         }
         // Writing to memory cannot fail.
         let _ = write!(out, "{client}\r\n");
     }
     let protocol = if forwarded.tls { "https" } else { "http" };
     text_line(out, "x-forwarded-proto", protocol);
-    if let Some(host) = head.host {
+    if let Some(host) = host {
         text_line(out, "x-forwarded-host", host);
     }
     text_line(out, "x-request-id", forwarded.id);
@@ -78,7 +141,7 @@ pub fn response(out: &mut Vec<u8>, head: &ResponseHead<'_, '_>, close: bool) {
 
 /// Where to look for what a `Connection` line names: nowhere, as a rule, or each line would be
 /// compared with all.
-fn named_by_connection<'h, 'b>(headers: &'h [Header<'b>], any: bool) -> &'h [Header<'b>] {
+pub fn named_by_connection<'h, 'b>(headers: &'h [Header<'b>], any: bool) -> &'h [Header<'b>] {
     if any { headers } else { &[] }
 }
 

@@ -1,6 +1,5 @@
 //! One client connection on the lean lane: request by request, until one needs the full lane.
 
-use std::borrow::Cow;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,6 +7,7 @@ use std::time::{Duration, Instant};
 use pingora::{protocols::Stream, server::ShutdownWatch};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+use super::admit::Head;
 use super::buffers::{self, Buffer};
 use super::exchange::{Answer, Failure, HEADROOM, Outbound, upstream_is_done};
 use super::forward::{self, Forwarded};
@@ -15,19 +15,9 @@ use super::head::{self, Framing, HEADERS_MAX, HeadError};
 use super::pool::Pools;
 use super::relay::{self, Remaining, within};
 use crate::{
-    access_log::ClientAddress,
     config::{Limits, ListenerIndex},
     owner::Quality,
-    proxy::{
-        Shared, X_TIMEOUT,
-        connection::{Connection, OnConnection},
-        meter::{EndpointId, Tracked},
-        new_request_id,
-        record::{Leg, RequestLine, RequestRecord},
-        retry,
-        route::{Asked, Lines, Route},
-        tenant,
-    },
+    proxy::{Shared, connection::Connection, meter::Tracked, route::Lines},
     units::PayloadBytes,
 };
 
@@ -112,6 +102,12 @@ struct Request {
 }
 
 impl Lane {
+    /// Whether a request that comes now may be served here, as far as its listener goes.
+    pub(super) fn may_begin(&self) -> bool {
+        let generation = self.shared.generation.load();
+        generation.fit.listener(self.listener.0)
+    }
+
     /// Serves a connection until it ends (None), or until a request needs the full lane: then
     /// with what has been read of that request.
     pub async fn connection(
@@ -251,91 +247,38 @@ impl Lane {
         let Some(host) = head.host else {
             return Plan::Full;
         };
-        if head.special || head.old || !head.target.starts_with('/') {
+        if head.special || head.old {
             return Plan::Full;
         }
         let Ok(method) = http::Method::from_bytes(head.method.as_bytes()) else {
             return Plan::Full;
         };
-        let path = head
-            .target
-            .split_once('?')
-            .map_or(head.target, |(path, _)| path);
         let lines = Slices(head.headers);
-        let lookup = |name: &http::HeaderName| lines.first(name);
-        if lookup(&X_TIMEOUT).is_some() || lookup(&retry::GRPC_TIMEOUT).is_some() {
-            // A deadline of the client's own.
-            return Plan::Full;
-        }
-        let mut record = RequestRecord::new(Arc::clone(&self.shared));
-        let asked = Asked {
-            host: Some(host),
-            path,
-            query: head.target.split_once('?').map(|(_, query)| query),
+        let asked = Head {
             method: &method,
-            headers: &lines,
+            host,
+            target: head.target,
+            lines: &lines,
+            version: "HTTP/1.1",
+            quality: Quality::Exact,
+            more: bytes.len() < head.bytes + body_bytes,
         };
-        let generation = Arc::clone(&record.generation);
-        record.route = generation
-            .router
-            .find(self.listener, &asked)
-            .map(|found| Arc::clone(found.route));
-        let fit = |route: &Route| record.generation.fit.route(route.index.0);
-        let Some(route) = record.route.clone().filter(|route| fit(route)) else {
+        let Some(admitted) = self.admit(&asked, &client.connection, client.tracked.as_ref()) else {
             return Plan::Full;
         };
-        let Some(upstream) = route.backend() else {
-            return Plan::Full;
-        };
-        record.upstream = Some(upstream);
-        let named = tenant(Some(&route.tenant), &record, Some(host), path, lookup);
-        record.tenant = named;
-        let id = lookup(&crate::proxy::X_REQUEST_ID)
-            .filter(|id| !id.is_empty() && id.len() <= 128)
-            .map_or_else(|| Cow::Owned(new_request_id()), Cow::Borrowed);
         let mut outbound = Buffer::take();
-        let forwarded = Forwarded {
-            client: Some(client.connection.client.ip()),
-            tls: client.connection.tls.is_some(),
-            id: &id,
-        };
+        let forwarded = Forwarded::of(&client.connection, &admitted.record);
         forward::request(&mut outbound.bytes, &head, &forwarded);
-        let line = RequestLine::new(
-            (&id, host, path),
-            method.clone(),
-            "HTTP/1.1",
-            ClientAddress::Socket(client.connection.client),
-            self.listener,
-        );
-        record.begin(line);
-        record.client_ip = Some(client.connection.client.ip());
-        record.connection = Some(OnConnection::new(Arc::clone(&client.connection)));
-        if let Some(tracked) = &client.tracked {
-            let owner = self.shared.meter.route_owner(
-                &record.generation.endpoints,
-                EndpointId::Listener(self.listener),
-                Some(&route),
-                &record.tenant,
-                Quality::Exact,
-            );
-            let more = bytes.len() < head.bytes + body_bytes;
-            record.client = owner.map(|owner| {
-                Leg::begin(&self.shared, tracked.clone(), owner, Quality::Exact, more)
-            });
-        }
         Plan::Serve(Box::new(Request {
             head_bytes: head.bytes,
             to_head: method == http::Method::HEAD,
             keep_alive: head.keep_alive && !draining && !client.connection.is_spent(),
             out: Outbound {
-                upstream,
+                upstream: admitted.upstream,
                 bytes: outbound,
                 body_bytes,
-                repeatable: {
-                    let has_key = lookup(&retry::IDEMPOTENCY_KEY).is_some();
-                    retry::is_harmless(&record, &method, has_key)
-                },
-                record,
+                repeatable: admitted.repeatable,
+                record: admitted.record,
             },
         }))
     }
