@@ -84,14 +84,16 @@ const CHECKS: &[Check] = &[
         only: None,
         count: "SELECT count(*) FROM order_line",
         violations: "
-            SELECT 'order ' || coalesce(l.order_id, m.order_id, 'none') || ' SKU ' || coalesce(l.sku, m.sku)
-                   || ': line ' || coalesce(l.quantity, 0) || ', movements ' || coalesce(m.delta, 0)
-                   || ' in ' || coalesce(m.entries, 0)
-            FROM order_line AS l
-            FULL JOIN (SELECT order_id, sku, CAST(sum(available) AS BIGINT) AS delta, count(*) AS entries
-                       FROM stock_movement WHERE reason = 'reserve' GROUP BY order_id, sku) AS m
-                   ON m.order_id = l.order_id AND m.sku = l.sku
-            WHERE l.quantity IS NULL OR m.delta IS NULL OR m.delta <> -l.quantity OR m.entries <> 1",
+            SELECT 'order ' || coalesce(order_id, 'none') || ' SKU ' || sku || ': line ' || line
+                   || ', movements ' || delta || ' in ' || entries
+            FROM (SELECT order_id, sku, CAST(sum(quantity) AS BIGINT) AS line,
+                         CAST(sum(available) AS BIGINT) AS delta, CAST(sum(entry) AS BIGINT) AS entries
+                  FROM (SELECT order_id, sku, quantity, 0 AS available, 0 AS entry FROM order_line
+                        UNION ALL
+                        SELECT order_id, sku, 0, available, 1 FROM stock_movement
+                        WHERE reason = 'reserve') AS both_sides
+                  GROUP BY order_id, sku) AS s
+            WHERE line = 0 OR line <> -delta OR entries <> 1",
     },
     Check {
         name: "one_order_per_key",

@@ -2,7 +2,7 @@
 //!
 //! SQLite would do it in the COMMIT that makes the log long enough: a stall of tens of
 //! milliseconds for everybody in the queue. A passive checkpoint on another connection blocks
-//! nobody. When a pass has caught up with the writer, the writer begins the log anew.
+//! nobody. What is left when the log is long is moved by the writer, which then begins it anew.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};

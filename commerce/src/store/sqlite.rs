@@ -31,8 +31,9 @@ impl Sqlite {
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "foreign_keys", true)?;
-        // Pages, 256 MiB: only what bounds the log should the checkpointer fall behind.
-        connection.pragma_update(None, "wal_autocheckpoint", 65_536)?;
+        // Pages, 64 MiB: the log begins anew when all of it is moved at the end of a commit. Most
+        // is by then, so that this is short.
+        connection.pragma_update(None, "wal_autocheckpoint", 16_384)?;
         // Kibibytes, negative by SQLite's convention: the hot pages of the indices.
         connection.pragma_update(None, "cache_size", -65536)?;
         connection.set_prepared_statement_cache_capacity(256);
