@@ -153,8 +153,15 @@ pub(super) fn run(options: &Options) -> Result<()> {
             let spawned = Instant::now();
             let process = peer.start(&site)?;
             let outcome = measure(&site, &process, spawned, &cases, seconds, options.full);
-            let (of_cases, stands) =
+            let (of_cases, mut stands) =
                 outcome.with_context(|| format!("{}: {}", peer.name(), process.last_words()))?;
+            drop(process);
+            edgemeter::detach();
+            // In a new process: what plain connections needed and gave back would serve these.
+            let process = peer.start(&site)?;
+            load::first_answer(&site, Instant::now(), PATIENCE)
+                .with_context(|| process.last_words())?;
+            stands.idle_tls_bytes = idle(&site, process.pid(), true, IDLE_TLS)?;
             standing[peer_index].push(stands);
             for (case_index, sample) in of_cases.into_iter().enumerate() {
                 samples
@@ -196,19 +203,21 @@ fn measure(
         }
         samples.push(sample.with_context(|| format!("{}: no request was answered", case.name))?);
     }
-    let idle = |tls, count: u32| -> Result<u64> {
-        let before = accounting::resident_kib(pid);
-        let during = load::while_idle(site, tls, count, || accounting::resident_kib(pid))?;
-        Ok(during.saturating_sub(before) * 1024 / u64::from(count))
-    };
     Ok((
         samples,
         Standing {
             start,
-            idle_plain_bytes: idle(false, IDLE_PLAIN)?,
-            idle_tls_bytes: idle(true, IDLE_TLS)?,
+            idle_plain_bytes: idle(site, pid, false, IDLE_PLAIN)?,
+            idle_tls_bytes: 0,
         },
     ))
+}
+
+/// Resident bytes that one idle connection more takes.
+fn idle(site: &Site, pid: u32, tls: bool, count: u32) -> Result<u64> {
+    let before = accounting::resident_kib(pid);
+    let during = load::while_idle(site, tls, count, || accounting::resident_kib(pid))?;
+    Ok(during.saturating_sub(before) * 1024 / u64::from(count))
 }
 
 /// None when no request was answered in the time.
