@@ -125,6 +125,8 @@ impl Shop {
         skus: u32,
     ) -> Result<Row> {
         println!("{name} …");
+        // The disk must not still be busy with the case before.
+        host::run(&mut Command::new("sync"))?;
         let directory = tempfile::tempdir_in(self.directory.path())?;
         let database = directory.path().join("commerce.db");
         let mut servers = None;
