@@ -161,6 +161,8 @@ pub(super) fn run(options: &Options) -> Result<()> {
             let process = peer.start(&site)?;
             load::first_answer(&site, Instant::now(), PATIENCE)
                 .with_context(|| process.last_words())?;
+            // What only the start needed is given back by then.
+            load::while_idle(&site, true, 50, || ())?;
             stands.idle_tls_bytes = idle(&site, process.pid(), true, IDLE_TLS)?;
             standing[peer_index].push(stands);
             for (case_index, sample) in of_cases.into_iter().enumerate() {
