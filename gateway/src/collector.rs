@@ -16,14 +16,16 @@ use std::{
 use crate::{
     attribution::{Claims, Counters},
     export::WireView,
-    kernel::Kernel,
+    kernel::{FlowWalk, Kernel},
     ledger::{Ledger, LedgerError, Poster, invariants},
     proxy::{Shared, upstream::Pool},
     slots::Slots,
 };
 
-/// Flows are looked at once in this many ticks: nothing is billed from them.
-const FLOW_TICKS: u64 = 10;
+/// Flows are looked at this often at most: nothing is billed from them.
+const FLOW_LOOK: Duration = Duration::from_secs(1);
+/// Slots are looked through once in this many ticks.
+const SLOT_TICKS: u64 = 10;
 /// A minute: idle. An hour: longer than any timeout, so the task that holds it is leaked.
 const SILENT_NS: [u64; 2] = [60_000_000_000, 3_600_000_000_000];
 
@@ -36,6 +38,8 @@ pub struct Collector {
     shared: Arc<Shared>,
     view: Arc<Mutex<WireView>>,
     peer_flows: peers::PeerFlows,
+    flows: FlowWalk,
+    flows_looked_at: Option<Instant>,
     ticks: u64,
     /// Why the ledger cannot be written, as logged.
     failing: Option<String>,
@@ -71,6 +75,8 @@ impl Collector {
             shared,
             view,
             peer_flows: peers::PeerFlows::default(),
+            flows: FlowWalk::default(),
+            flows_looked_at: None,
             ticks: 0,
             failing: None,
         })
@@ -145,11 +151,11 @@ impl Collector {
         for regression in &posted.regressions {
             log::error!("{regression}");
         }
-        self.feed_balancing();
+        self.look_at_flows();
         let (used, free) = self.slots.reclaim();
         self.shared.meter.sweep();
-        let flows = (self.ticks % FLOW_TICKS == 1).then(|| self.count_flows());
-        let silent = (self.ticks % FLOW_TICKS == 1).then(|| self.slots.silent(SILENT_NS));
+        let flows = self.flows.known();
+        let silent = (self.ticks % SLOT_TICKS == 1).then(|| self.slots.silent(SILENT_NS));
         let slots = &self.slots;
         let shared = &self.shared;
         self.publish(|view| {
@@ -168,48 +174,44 @@ impl Collector {
             view.ranges_overwritten = slots.overwritten.load(Ordering::Relaxed);
             view.owner_failures = shared.meter.owner_failures.load(Ordering::Relaxed);
             view.access_log_lost = shared.access_log.as_ref().map_or(0, |log| log.lost());
-            if let Some(flows) = flows {
-                view.flows = flows;
-            }
+            view.flows = flows;
             if let Some([minute, hour]) = silent {
                 view.silent = (minute as u64, hour as u64);
             }
         });
     }
 
-    /// Tells the pools how the kernel sees their peers.
-    fn feed_balancing(&mut self) {
+    /// Goes on through the flow table: flows that are over go, and the pools are told how the
+    /// kernel sees their peers.
+    fn look_at_flows(&mut self) {
+        let now = Instant::now();
+        let looked = self.flows_looked_at;
+        if looked.is_some_and(|last| now.duration_since(last) < FLOW_LOOK) {
+            return;
+        }
+        self.flows_looked_at = Some(now);
         let generation = self.shared.generation.load_full();
         let informed = |pool: &&Arc<Pool>| pool.settings.kernel_informed;
         let pools: Vec<_> = generation.pools.iter().filter(informed).collect();
-        let peers: HashSet<_> = pools.iter().flat_map(|pool| pool.addresses()).collect();
+        let mut peers: HashSet<_> = pools.iter().flat_map(|pool| pool.addresses()).collect();
         if pools.iter().all(|pool| pool.addresses().len() < 2) {
-            // Nothing to choose from: the flow table is not worth reading.
-            return;
+            // Nothing to choose from.
+            peers.clear();
         }
-        let mut look = peers::Look::default();
+        let maps = &self.kernel.maps;
         let flows = &mut self.peer_flows;
-        let read = self.kernel.maps.read_flows(|key, flow| {
-            flows.visit(&mut look, &peers, &key, &flow);
-        });
-        let samples = self.peer_flows.finish(look);
-        match read {
-            Ok(()) => {
-                for pool in pools {
-                    pool.observe(&samples, Instant::now());
-                }
-            }
-            Err(error) => log::warn!("cannot read the flow table: {error}"),
-        }
-    }
-
-    /// Counts the flows and drops those that are over: their bytes are in the accounts.
-    fn count_flows(&self) -> u64 {
-        match self.kernel.maps.expire_flows() {
-            Ok(live) => live,
-            Err(error) => {
-                log::warn!("cannot read the flow table: {error}");
-                0
+        let mut look = peers::Look::default();
+        // Those known are asked for one by one; a large table is walked too seldom.
+        let mut read = flows.follow(&mut look, &peers, |key| maps.flow(key));
+        read = read.and(maps.look_at_flows(&mut self.flows, |key, flow| {
+            flows.visit(&mut look, &peers, key, flow);
+        }));
+        if let Err(error) = read {
+            log::warn!("cannot read the flow table: {error}");
+        } else if !peers.is_empty() {
+            let samples = look.samples();
+            for pool in pools {
+                pool.observe(&samples, now);
             }
         }
     }

@@ -35,7 +35,7 @@ use flow_abi::name;
 pub use attach::{AttachMode, AttachedLink, remove_clsact};
 pub use devices::{Device, Framing, devices};
 pub use layout::KernelTypes;
-pub use maps::{EndpointMap, Maps, NamedEndpoint, Reading, unaccounted};
+pub use maps::{EndpointMap, FlowWalk, Maps, NamedEndpoint, Reading, unaccounted};
 pub use namespaces::Namespaces;
 pub use object::OBJECT_VARIABLE;
 pub use observer::{InterfaceNames, Observer, ObserverThread, Place};

@@ -25,6 +25,7 @@ pub mod connections;
 pub mod cost;
 pub mod doctor;
 pub mod export;
+pub mod flows;
 pub mod kernel;
 pub mod ledger;
 pub mod money;

@@ -8,7 +8,7 @@ use edgemeter::{
     admin, app,
     config::{Config, Effect},
     connections::{self, Filter},
-    cost, doctor, kernel,
+    cost, doctor, flows, kernel,
     ledger::Ledger,
     report,
 };
@@ -40,6 +40,17 @@ enum Command {
     Report(ConfigArgument),
     /// Ask the running gateway for its TCP connections and whose they are.
     Connections(ConnectionsArguments),
+    /// Print the kernel's flow table and where every byte of it is. Works while serving.
+    Flows {
+        #[command(flatten)]
+        config: ConfigArgument,
+        /// The largest so many; the sums are of all.
+        #[arg(long, default_value_t = 20)]
+        top: usize,
+        /// One JSON object.
+        #[arg(long)]
+        json: bool,
+    },
     /// What the bytes cost: reports, closed months, a provider's bill, calculators.
     #[command(subcommand)]
     Cost(cost::command::Command),
@@ -206,6 +217,18 @@ fn execute(command: Command) -> anyhow::Result<()> {
             let config = Config::load(&arguments.config.config)?;
             let text = connections::print(&config.admin, &filter, arguments.json)?;
             print!("{text}");
+            Ok(())
+        }
+        Command::Flows { config, top, json } => {
+            let config = Config::load(config.config)?;
+            let observe = config.observe.as_ref();
+            let observe = observe.context("observe is absent or disabled in the configuration")?;
+            let listing = flows::read(observe, top)?;
+            if json {
+                println!("{}", listing.json());
+            } else {
+                print!("{}", listing.text()?);
+            }
             Ok(())
         }
         Command::Cost(command) => cost::command::run(&command),

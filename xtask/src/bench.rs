@@ -8,6 +8,7 @@ mod commerce;
 mod early_hints;
 mod edgemeter;
 mod growth;
+mod kernel;
 mod load;
 mod open_loop;
 mod peers;
@@ -33,6 +34,9 @@ pub enum Bench {
     Sidecar(sidecar::Options),
     /// What a request costs as routes, peers, connections and tenants grow.
     Growth(growth::Options),
+    /// What the kernel programs cost a packet, a flow and a second, beside conntrack, softflowd
+    /// and pmacctd on the same traffic.
+    Kernel(kernel::Options),
     /// The order service: durable orders a second, direct and through the gateway, and what a
     /// kill -9 leaves.
     Commerce(commerce::Options),
@@ -50,6 +54,7 @@ pub fn run(bench: &Bench) -> Result<()> {
         Bench::Proxy(options) => proxy::run(options),
         Bench::Sidecar(options) => sidecar::run(options),
         Bench::Growth(options) => growth::run(options),
+        Bench::Kernel(options) => kernel::run(options),
         Bench::Commerce(options) => commerce::run(options),
         Bench::EarlyHints(options) => early_hints::run(options),
     }

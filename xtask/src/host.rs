@@ -69,6 +69,12 @@ impl Tool {
     pub const H2LOAD: Self = Self::program("h2load", &["nghttp2-client"]);
     /// Renders pages as people see them.
     pub const CHROMIUM: Self = Self::program("chromium", &["chromium"]);
+    /// Lists what the kernel's connection tracking counted.
+    pub const CONNTRACK: Self = Self::program("conntrack", &["conntrack"]);
+    /// Flow records from a packet socket.
+    pub const SOFTFLOWD: Self = Self::program("softflowd", &["softflowd"]);
+    /// Accounting from a packet socket. Debian's package may also start it as a service.
+    pub const PMACCTD: Self = Self::program("pmacctd", &["pmacct"]);
     /// Virtual environments for tools from PyPI.
     pub const PYTHON_VENV: Self = Self {
         name: "python3 with venv",

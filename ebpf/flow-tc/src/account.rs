@@ -320,16 +320,7 @@ unsafe fn count(
             if parsed.tcp_flags & 0x12 == flow_flag::SYN as u8 {
                 // SYN without ACK: a new connection, perhaps on an old tuple and under another
                 // configuration. On a new tuple this changes nothing.
-                let owners = endpoint(&parsed.key);
-                (*flow).overhead_owner = owners.overhead_owner;
-                (*flow).unclaimed_owner = owners.unclaimed_owner;
-                (*flow).slot_generation = 0;
-                (*flow).class_generation = 0;
-                (*flow).rx_unbound_bytes = 0;
-                (*flow).rx_unbound_frames = 0;
-                (*flow).rx_unbound_payload_bytes = 0;
-                (*flow).cookie = 0;
-                (*flow).flags = 0;
+                begin(flow, &parsed.key);
             }
             let shift = if matches!(direction, Direction::Tx) {
                 flow_flag::TX_SHIFT
@@ -348,6 +339,24 @@ unsafe fn count(
             Direction::Tx => sent(ctx, parsed, wire, flow, now),
         }
     }
+}
+
+/// A connection begins on this flow.
+#[inline(never)]
+unsafe fn begin(flow: *mut FlowCounters, key: &FlowKey) -> u32 {
+    let owners = endpoint(key);
+    unsafe {
+        (*flow).overhead_owner = owners.overhead_owner;
+        (*flow).unclaimed_owner = owners.unclaimed_owner;
+        (*flow).slot_generation = 0;
+        (*flow).class_generation = 0;
+        (*flow).rx_unbound_bytes = 0;
+        (*flow).rx_unbound_frames = 0;
+        (*flow).rx_unbound_payload_bytes = 0;
+        (*flow).cookie = 0;
+        (*flow).flags = 0;
+    }
+    0
 }
 
 #[inline(always)]
@@ -508,8 +517,9 @@ unsafe fn note(slot: *mut Slot, parsed: &Parsed, fin: u32, bit: u32, now: u64) {
     }
 }
 
-/// Ties the flow to its connection's slot, and hands the slot what was received before.
-#[inline(always)]
+/// Ties the flow to its connection's slot, and hands the slot what was received before. Once a
+/// connection: out of the way of the frames after it.
+#[inline(never)]
 unsafe fn bind(
     flow: *mut FlowCounters,
     wire: &Wire,
@@ -548,7 +558,7 @@ unsafe fn bind(
 }
 
 /// Moves what was received before binding into the slot, each byte once however many CPUs try.
-#[inline(always)]
+#[inline(never)]
 unsafe fn hand_over(flow: *mut FlowCounters, slot: *mut Slot) {
     unsafe {
         let bytes = take(&raw mut (*flow).rx_unbound_bytes);

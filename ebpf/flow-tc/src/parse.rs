@@ -72,7 +72,11 @@ pub fn parse<const ETHERNET: bool>(
     if ETHERNET && unsafe { fast(ctx, direction, out) }.is_some() {
         return true;
     }
-    general::<ETHERNET>(ctx, direction, out).is_ok()
+    // Apart from `out`, which would otherwise live in memory for every frame because of these few.
+    let mut rare = Parsed::empty();
+    let has_tuple = general::<ETHERNET>(ctx, direction, &mut rare) == 0;
+    *out = rare;
+    has_tuple
 }
 
 type Addr = [u32; 4];
@@ -183,8 +187,15 @@ unsafe fn fast(ctx: &TcContext, direction: Direction, out: &mut Parsed) -> Optio
     Some(())
 }
 
+/// The rare frames, away from the code that runs for every other one. Returns 0 when the frame has
+/// a 5-tuple.
+#[inline(never)]
+fn general<const ETHERNET: bool>(ctx: &TcContext, direction: Direction, out: &mut Parsed) -> u32 {
+    copied::<ETHERNET>(ctx, direction, out).is_err() as u32
+}
+
 #[inline(always)]
-fn general<const ETHERNET: bool>(
+fn copied<const ETHERNET: bool>(
     ctx: &TcContext,
     direction: Direction,
     out: &mut Parsed,

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    io,
     net::{Ipv6Addr, SocketAddr},
 };
 
@@ -14,15 +15,13 @@ use crate::proxy::upstream::feed::PeerSample;
 #[derive(Debug, Default)]
 pub struct PeerFlows {
     seen: HashMap<FlowKey, Seen>,
-    look: u64,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Seen {
     sent_frames: u64,
     retransmitted_frames: u64,
     reset: bool,
-    look: u64,
 }
 
 /// Sums of one look.
@@ -34,7 +33,37 @@ pub struct Look {
 }
 
 impl PeerFlows {
-    /// A flow of this look. A flow met for the first time counts whole: it began since.
+    /// Asks for the flows that are known, and forgets those that are gone.
+    ///
+    /// # Errors
+    /// What asking answered; the flows asked for before are in the look.
+    pub fn follow(
+        &mut self,
+        look: &mut Look,
+        peers: &HashSet<SocketAddr>,
+        ask: impl Fn(&FlowKey) -> io::Result<Option<FlowCounters>>,
+    ) -> io::Result<()> {
+        let mut failed = Ok(());
+        self.seen.retain(|key, seen| {
+            if failed.is_err() {
+                return true;
+            }
+            match ask(key) {
+                Ok(Some(flow)) if peers.contains(&remote(key)) => {
+                    look.add(remote(key), seen, &flow);
+                    true
+                }
+                Ok(_) => false,
+                Err(error) => {
+                    failed = Err(error);
+                    true
+                }
+            }
+        });
+        failed
+    }
+
+    /// A flow that the walk met. One met for the first time counts whole: it began since.
     pub fn visit(
         &mut self,
         look: &mut Look,
@@ -42,49 +71,48 @@ impl PeerFlows {
         key: &FlowKey,
         flow: &FlowCounters,
     ) {
-        let remote = Ipv6Addr::from(key.remote).to_canonical();
-        let remote = SocketAddr::new(remote, key.remote_port);
-        if !peers.contains(&remote) {
-            return;
+        let remote = remote(key);
+        if peers.contains(&remote) {
+            look.add(remote, self.seen.entry(*key).or_default(), flow);
         }
+    }
+}
+
+impl Look {
+    fn add(&mut self, peer: SocketAddr, seen: &mut Seen, flow: &FlowCounters) {
         let now = Seen {
             sent_frames: flow.tx_frames,
             retransmitted_frames: flow.tx_retransmit_frames,
             reset: flow.flags & flow_flag::RST != 0,
-            look: self.look + 1,
         };
-        let before = self.seen.insert(*key, now).unwrap_or(Seen {
-            sent_frames: 0,
-            retransmitted_frames: 0,
-            reset: false,
-            look: 0,
-        });
+        let before = std::mem::replace(seen, now);
         let sent = now.sent_frames.saturating_sub(before.sent_frames);
-        let sample = look.samples.entry(remote).or_default();
+        let sample = self.samples.entry(peer).or_default();
         sample.sent_frames += sent;
         let retransmitted = now.retransmitted_frames;
         sample.retransmitted_frames += retransmitted.saturating_sub(before.retransmitted_frames);
         // A connection that was answered and then reset; a refused one is the proxy's to notice.
         sample.resets += u64::from(now.reset && !before.reset && flow.srtt_us > 0);
         if sent > 0 && flow.srtt_us > 0 {
-            let (sum, count) = look.rtts.entry(remote).or_default();
+            let (sum, count) = self.rtts.entry(peer).or_default();
             *sum += u64::from(flow.srtt_us);
             *count += 1;
         }
     }
 
-    /// The look is over: flows that were not met are forgotten.
-    pub fn finish(&mut self, look: Look) -> HashMap<SocketAddr, PeerSample> {
-        self.look += 1;
-        let current = self.look;
-        self.seen.retain(|_, seen| seen.look == current);
-        let mut samples = look.samples;
-        for (peer, (sum, count)) in look.rtts {
+    /// The look is over.
+    pub fn samples(self) -> HashMap<SocketAddr, PeerSample> {
+        let mut samples = self.samples;
+        for (peer, (sum, count)) in self.rtts {
             let sample = samples.entry(peer).or_default();
             sample.rtt_us = u32::try_from(sum / count).unwrap_or(u32::MAX);
         }
         samples
     }
+}
+
+fn remote(key: &FlowKey) -> SocketAddr {
+    SocketAddr::new(Ipv6Addr::from(key.remote).to_canonical(), key.remote_port)
 }
 
 #[cfg(test)]
@@ -118,12 +146,16 @@ mod tests {
         let peer: SocketAddr = "10.0.0.2:9000".parse().unwrap();
         let peers = HashSet::from([peer]);
         let mut flows = PeerFlows::default();
-        let mut look_at = |all: &[(FlowKey, FlowCounters)]| {
+        let mut look_at = |all: &[(FlowKey, FlowCounters)], met: &[usize]| {
+            let table: HashMap<_, _> = all.iter().copied().collect();
             let mut look = Look::default();
-            for (key, flow) in all {
-                flows.visit(&mut look, &peers, key, flow);
+            flows
+                .follow(&mut look, &peers, |key| Ok(table.get(key).copied()))
+                .unwrap();
+            for &at in met {
+                flows.visit(&mut look, &peers, &all[at].0, &all[at].1);
             }
-            flows.finish(look).get(&peer).copied()
+            (look.samples().get(&peer).copied(), flows.seen.len())
         };
         let sample = |sent, retransmitted, resets, rtt_us| {
             Some(PeerSample {
@@ -137,14 +169,15 @@ mod tests {
             (key(9000, 1), flow(100, 1, 200, 0)),
             (key(9001, 1), flow(7, 7, 7, 7)),
         ];
-        assert_eq!(look_at(&first), sample(100, 1, 0, 200));
+        assert_eq!(look_at(&first, &[0, 1]), (sample(100, 1, 0, 200), 1));
         let second = [
             (key(9000, 1), flow(150, 3, 300, 0)),
             (key(9000, 2), flow(10, 0, 100, flow_flag::RST)),
         ];
-        assert_eq!(look_at(&second), sample(60, 2, 1, 200));
-        assert_eq!(look_at(&second), sample(0, 0, 0, 0));
-        assert_eq!(look_at(&[]), None);
-        assert!(flows.seen.is_empty());
+        // The walk has not come to the new one yet; the known one is asked for.
+        assert_eq!(look_at(&second, &[]), (sample(50, 2, 0, 300), 1));
+        assert_eq!(look_at(&second, &[0, 1]), (sample(10, 0, 1, 100), 2));
+        assert_eq!(look_at(&second, &[0, 1]), (sample(0, 0, 0, 0), 2));
+        assert_eq!(look_at(&[], &[]), (None, 0));
     }
 }

@@ -24,6 +24,9 @@ use crate::{
 const SETTLE_NS: u64 = 20_000_000;
 /// The table is searched for connections whose close event was lost so often.
 const SWEEP_NS: u64 = 5_000_000_000;
+/// After a burst the next is waited for so long without being woken: at thousands of connections a
+/// second a wake-up for each event costs more than the event. Adds this to its delay at most.
+const PACE: Duration = Duration::from_micros(300);
 /// Nothing happens for so long: look whether it is time to stop.
 const IDLE: Duration = Duration::from_millis(250);
 
@@ -93,7 +96,9 @@ impl Watcher {
             ending,
             ..
         } = self;
+        let mut found = false;
         events::drain(ring, |event| {
+            found = true;
             let now = monotonic_ns();
             let head = event.head();
             let delay = now.saturating_sub(head.timestamp_ns);
@@ -110,6 +115,9 @@ impl Watcher {
             connections.remember_event(connections.line(&event, delay));
         });
         self.collect();
+        if found {
+            std::thread::sleep(PACE);
+        }
     }
 
     fn collect(&mut self) {

@@ -15,7 +15,7 @@ use flow_abi::{
     flow_flag, name, side,
 };
 
-use super::{KernelError, batch, map_error, observer::second_hold};
+use super::{KernelError, PinDirectory, batch, map_error, observer::second_hold};
 use crate::slots::now_ns;
 
 /// Open maps.
@@ -65,15 +65,47 @@ impl Maps {
         })
     }
 
+    /// The maps a gateway has pinned, to be read beside it.
+    ///
+    /// # Errors
+    /// They are not there, or of another layout.
+    pub fn pinned(pins: &PinDirectory) -> Result<Self, KernelError> {
+        let open = |map: &'static str| {
+            MapData::from_pin(pins.map(map)).map_err(|error| map_error(map, error))
+        };
+        pins.check_layout()?;
+        Self::new(
+            open(name::FLOWS)?,
+            open(name::ACCOUNTS)?,
+            open(name::INTERFACES)?,
+            open(name::ORPHANS)?,
+            open(name::ENDPOINTS)?,
+            [open(name::CLASSES)?, open(name::CLASS_GENERATION)?],
+        )
+        .map_err(|error| map_error("possible CPUs", error))
+    }
+
+    /// Reads the cells, by interface.
+    ///
+    /// # Errors
+    /// The map could not be read.
+    pub fn read_cells(&self) -> io::Result<HashMap<u32, InterfaceCells>> {
+        let mut all = HashMap::new();
+        self.each_interface(|number, cells| {
+            all.insert(number, cells);
+        })?;
+        Ok(all)
+    }
+
     /// Reads accounts and cells.
     ///
     /// # Errors
     /// A map could not be read.
     pub fn read(&self) -> io::Result<Reading> {
-        let mut reading = Reading::default();
-        self.each_interface(|ifindex, cells| {
-            reading.before.insert(ifindex, cells);
-        })?;
+        let mut reading = Reading {
+            before: self.read_cells()?,
+            ..Reading::default()
+        };
         batch::for_each(
             self.accounts.fd().as_fd(),
             size_of::<AccountKey>(),
@@ -87,9 +119,7 @@ impl Maps {
                 reading.accounts.insert(key, sum);
             },
         )?;
-        self.each_interface(|ifindex, cells| {
-            reading.interfaces.insert(ifindex, cells);
-        })?;
+        reading.interfaces = self.read_cells()?;
         for (index, orphan) in reading.orphans.iter_mut().enumerate() {
             *orphan = self.orphan(u32::try_from(index).unwrap_or(0))?;
         }
@@ -154,38 +184,49 @@ impl Maps {
         )
     }
 
-    /// Removes flows that are over, and returns how many are left. Nothing is billed from flows:
-    /// their bytes are in the accounts.
+    /// Goes on through the flow table, removes the flows that are over and shows the others.
+    /// Nothing is billed from flows: their bytes are in the accounts.
     ///
     /// A closed connection stays longer than TIME_WAIT, so that its last segments do not make a
     /// new flow.
     ///
     /// # Errors
-    /// The map could not be read.
-    pub fn expire_flows(&self) -> io::Result<u64> {
+    /// The map could not be read or changed.
+    pub fn look_at_flows(
+        &self,
+        walk: &mut FlowWalk,
+        mut visit: impl FnMut(&FlowKey, &FlowCounters),
+    ) -> io::Result<()> {
         let now = now_ns();
-        let mut live = 0;
-        let mut over = Vec::new();
-        self.read_flows(|key, flow| {
-            let silent = now.saturating_sub(flow.last_ns);
-            if silent > lifetime_ns(&key, &flow) {
-                over.push(key)
-            } else {
-                live += 1
-            }
-        })?;
-        let data = self
-            .flows
-            .info()
-            .and_then(|info| MapData::from_id(info.id()))
-            .map_err(io::Error::other)?;
-        let mut map: AyaHashMap<_, FlowKey, FlowCounters> =
-            Map::HashMap(data).try_into().map_err(io::Error::other)?;
-        for key in over {
-            // Another process may have removed it.
-            let _ = map.remove(&key);
+        let (live, over) = (&mut walk.live, &mut walk.over);
+        let entries = FlowWalk::STEP.max(walk.known / FlowWalk::STEPS);
+        let end = walk
+            .walk
+            .step(self.flows.fd().as_fd(), entries, |key, value| {
+                let (key, flow): (FlowKey, FlowCounters) = (read_pod(key), read_pod(value));
+                if now.saturating_sub(flow.last_ns) > lifetime_ns(&key, &flow) {
+                    over.push(key);
+                } else {
+                    *live += 1;
+                    visit(&key, &flow);
+                }
+            })?;
+        batch::delete(self.flows.fd().as_fd(), over)?;
+        over.clear();
+        // A table that grows says so before the walk has come to its end.
+        walk.known = walk.known.max(walk.live);
+        if end {
+            walk.known = std::mem::take(&mut walk.live);
         }
-        Ok(live)
+        Ok(())
+    }
+
+    /// One flow.
+    ///
+    /// # Errors
+    /// The map could not be read.
+    pub fn flow(&self, key: &FlowKey) -> io::Result<Option<FlowCounters>> {
+        batch::look_up(self.flows.fd().as_fd(), key)
     }
 
     /// The highest owner and class numbers the kernel may still credit: accounts, endpoints and
@@ -252,6 +293,43 @@ impl Maps {
             bytes: sum.bytes + cpu.bytes,
             frames: sum.frames + cpu.frames,
         }))
+    }
+}
+
+/// A place in the flow table. A small table is walked whole in one step, a large one in
+/// [`Self::STEPS`]: a step costs what the table's size divided by that costs, and no more.
+#[derive(Debug)]
+pub struct FlowWalk {
+    walk: batch::Walk,
+    /// Met since the walk began.
+    live: usize,
+    /// Met on the last walk, or on this one if those are more.
+    known: usize,
+    over: Vec<FlowKey>,
+}
+
+impl FlowWalk {
+    /// Flows looked at in a step, at least.
+    const STEP: usize = 4096;
+    /// Steps through a large table. A step a second: a flow that is over goes within half a
+    /// minute, and the shortest life is two minutes.
+    const STEPS: usize = 30;
+
+    /// Flows in the table, as of the last walk through it.
+    #[must_use]
+    pub fn known(&self) -> u64 {
+        self.known as u64
+    }
+}
+
+impl Default for FlowWalk {
+    fn default() -> Self {
+        Self {
+            walk: batch::Walk::new(size_of::<FlowKey>(), size_of::<FlowCounters>()),
+            live: 0,
+            known: 0,
+            over: Vec::new(),
+        }
     }
 }
 

@@ -140,20 +140,33 @@ impl PinDirectory {
     /// # Errors
     /// A map of another layout.
     pub fn check(&self, options: &Options) -> Result<Vec<String>, PinError> {
+        self.compare(Some(options))
+    }
+
+    /// The same for whoever only reads.
+    ///
+    /// # Errors
+    /// A map of another layout.
+    pub(super) fn check_layout(&self) -> Result<(), PinError> {
+        self.compare(None).map(drop)
+    }
+
+    fn compare(&self, options: Option<&Options>) -> Result<Vec<String>, PinError> {
         let mut notices = Vec::new();
+        let entries = |of: fn(&Options) -> u32| options.map_or(0, of);
         let slot = SizeOf::of::<u32, Slot>();
         for (map, kind, sizes, entries) in [
             (
                 name::FLOWS,
                 MapType::Hash,
                 SizeOf::of::<FlowKey, FlowCounters>(),
-                options.flows_max,
+                entries(|options| options.flows_max),
             ),
             (
                 name::ACCOUNTS,
                 MapType::PerCpuHash,
                 SizeOf::of::<AccountKey, Account>(),
-                options.accounts_max,
+                entries(|options| options.accounts_max),
             ),
             (
                 name::INTERFACES,
@@ -179,7 +192,12 @@ impl PinDirectory {
                 SizeOf::of::<u32, u32>(),
                 0,
             ),
-            (name::SLOTS, MapType::Array, slot, options.connections_max),
+            (
+                name::SLOTS,
+                MapType::Array,
+                slot,
+                entries(|options| options.connections_max),
+            ),
             (
                 name::SOCKET_SLOTS,
                 MapType::SkStorage,

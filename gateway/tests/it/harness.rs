@@ -36,6 +36,7 @@ const DEADLINE: Duration = Duration::from_secs(20);
 pub struct Setup {
     pub attach: &'static str,
     pub connections_max: u32,
+    pub flows_max: u32,
     /// Address family of the upstream peer.
     pub upstream_v6: bool,
     pub upstream_http2: bool,
@@ -53,6 +54,7 @@ impl Default for Setup {
         Self {
             attach: "auto",
             connections_max: 1024,
+            flows_max: 262_144,
             upstream_v6: false,
             upstream_http2: false,
             required: true,
@@ -354,6 +356,7 @@ fn configuration(setup: &Setup, peer: SocketAddr, bpffs: &std::path::Path) -> St
     let Setup {
         attach,
         connections_max,
+        flows_max,
         upstream_http2,
         required,
         ..
@@ -373,6 +376,7 @@ interfaces = ["{client}", "{service}"]
 attach = "{attach}"
 bpffs = "{bpffs}"
 connections_max = {connections_max}
+flows_max = {flows_max}
 collect_interval_ms = 100
 required = {required}
 [access_log]

@@ -17,6 +17,7 @@ mod differential;
 mod disk;
 mod echo;
 mod example;
+mod flows;
 mod harness;
 mod hints;
 mod http2;

@@ -1,0 +1,96 @@
+//! `edgemeter flows`: every byte of an interface is in a flow or in a named cell, also after the
+//! gateway has been killed, and also when there are more flows than room.
+
+use std::net::{IpAddr, UdpSocket};
+
+use xtask::{
+    load::{self, Protocol},
+    netns::GATEWAY_TO_CLIENT,
+};
+
+use crate::harness::{Setup, Site};
+
+/// In the directory that the command runs in.
+const CONFIG: &str = "edgemeter.toml";
+
+fn listing(site: &Site, top: &str) -> serde_json::Value {
+    let (ok, said) = site.edgemeter(&["flows", "--json", "--top", top, "--config", CONFIG]);
+    assert!(ok, "{said}");
+    serde_json::from_str(&said).unwrap()
+}
+
+/// Asserts the identity and returns, over interfaces and directions, the bytes in flows and in
+/// the cell for flows that found no room.
+fn exact(listing: &serde_json::Value) -> (u64, u64) {
+    let mut sums = (0, 0);
+    for identity in listing["identities"].as_array().unwrap() {
+        let cells = identity["cells"].as_object().unwrap();
+        let outside: u64 = cells.values().map(|bytes| bytes.as_u64().unwrap()).sum();
+        let flows = identity["flows"].as_u64().unwrap();
+        assert_eq!(
+            identity["total"].as_u64().unwrap(),
+            flows + outside,
+            "{identity}"
+        );
+        assert_eq!(identity["difference"], 0, "{identity}");
+        sums.0 += flows;
+        sums.1 += cells
+            .get("flows_full")
+            .map_or(0, |bytes| bytes.as_u64().unwrap());
+    }
+    sums
+}
+
+#[test]
+fn flows_and_cells_are_what_the_interfaces_moved_with_and_without_a_gateway() {
+    let mut site = Site::start("fl", &Setup::default());
+    let plan = site.plan(GATEWAY_TO_CLIENT.v4.into(), false, Protocol::Http1, 200);
+    load::run(&site.hosts.client, &plan).unwrap();
+    site.quiet();
+    let serving = listing(&site, "3");
+    let (bytes, full) = exact(&serving);
+    assert!(bytes > 0 && full == 0, "{serving}");
+    let shown = serving["flows"].as_array().unwrap();
+    assert_eq!(shown.len(), 3);
+    let moved = |row: &serde_json::Value| {
+        row["rx_bytes"].as_u64().unwrap() + row["tx_bytes"].as_u64().unwrap()
+    };
+    assert!(shown.is_sorted_by(|a, b| moved(a) >= moved(b)), "{serving}");
+    site.end(libc::SIGKILL);
+    let dead = listing(&site, "0");
+    assert!(exact(&dead).0 >= bytes);
+    let (ok, text) = site.edgemeter(&["flows", "--config", CONFIG]);
+    assert!(ok && text.contains("difference 0 B"), "{text}");
+}
+
+#[test]
+fn more_flows_than_room_are_in_a_cell_to_the_byte() {
+    const ROOM: u64 = 1024;
+    let setup = Setup {
+        flows_max: 1024,
+        ..Setup::default()
+    };
+    let site = Site::start("ff", &setup);
+    let target: IpAddr = GATEWAY_TO_CLIENT.v4.into();
+    let sink = site
+        .hosts
+        .gateway
+        .run(|| UdpSocket::bind((target, 9_900)).unwrap())
+        .unwrap();
+    site.hosts
+        .client
+        .run(|| {
+            // A flow a socket.
+            for _ in 0..3 * ROOM {
+                let socket = UdpSocket::bind((GATEWAY_TO_CLIENT.far_v4, 0)).unwrap();
+                socket.send_to(&[0x5a; 100], (target, 9_900)).unwrap();
+            }
+        })
+        .unwrap();
+    site.quiet();
+    drop(sink);
+    let listing = listing(&site, "0");
+    let (flows, full) = exact(&listing);
+    assert!(listing["count"].as_u64().unwrap() <= ROOM, "{listing}");
+    assert!(flows > 0 && full >= ROOM * 142, "{listing}");
+}
