@@ -195,9 +195,12 @@ async fn damage_is_found_on_postgres_as_well() {
     let original = original.rsplit('/').next().unwrap();
     for (n, (damage, expected)) in cases.iter().enumerate() {
         let copy = format!("{original}_damaged_{n}");
-        // A template may have no sessions, and the service's pool closes its own in its time.
+        // A template may have no sessions. The service's pool closes its own in its time, and may
+        // make new ones until then.
+        let shut = format!("ALTER DATABASE {original} ALLOW_CONNECTIONS false");
+        server.query("postgres", &shut).unwrap();
         let end = format!(
-            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = '{original}'"
+            "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity WHERE datname = '{original}'"
         );
         server.query("postgres", &end).unwrap();
         let create = format!("CREATE DATABASE {copy} TEMPLATE {original}");

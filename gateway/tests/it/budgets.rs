@@ -100,6 +100,47 @@ fn a_budget_warns_then_refuses_and_fails_open_when_nothing_is_metered() {
     );
 }
 
+/// Past its limit a route is slowed down, and nobody else is: what 100 answers of 2,000 bytes take
+/// at 10,000 bytes a second is at least the time their bytes need beyond one second's worth.
+#[test]
+fn a_budget_slows_a_route_down_to_its_pace() {
+    let extra = "[[budgets]]\nname = \"paced\"\nperiod = \"day\"\nroutes = [\"small\"]\n\
+                 limit_bytes = 1000\naction = \"throttle\"\nthrottle_bytes_per_second = 20000\n";
+    let site = Site::start(
+        "bt",
+        &Setup {
+            extra: extra.into(),
+            ..Setup::default()
+        },
+    );
+    let throttled = || {
+        site.scrape()
+            .sum("edgemeter_budget_actions_total", |sample| {
+                sample.label("budget") == "paced" && sample.label("action") == "throttled"
+            })
+    };
+    // Its own bytes bring it past the limit.
+    let started = Instant::now();
+    while throttled() == 0 {
+        assert!(started.elapsed() < DEADLINE, "{}", site.log());
+        assert!(ask(&site, "/small/bytes/2000").starts_with("HTTP/1.1 200"));
+    }
+    let time = |path: &str| {
+        let began = Instant::now();
+        let answer = ask(&site, path);
+        assert!(answer.starts_with("HTTP/1.1 200"), "slowed, not refused");
+        (began.elapsed(), answer.len())
+    };
+    // No lower bound of ours is about the machine: a pace is a promise to be no faster.
+    let (slowed, length) = time("/small/bytes/100000");
+    assert!(length > 100_000, "whole: {length}");
+    assert!(slowed >= Duration::from_secs(3), "{slowed:?} for 100 kB");
+    let before = throttled();
+    let (_, length) = time("/large/bytes/100000");
+    assert!(length > 100_000);
+    assert_eq!(throttled(), before, "another route is not slowed");
+}
+
 #[test]
 fn the_budget_example_runs() {
     let replace = [("interfaces = [\"eth0\"]", "enabled = false")];

@@ -242,6 +242,38 @@ fn stale_is_served_while_it_is_fetched() {
 }
 
 #[test]
+fn stale_is_served_when_the_service_is_down_or_gone() {
+    let origin = Origin::start();
+    let address = free();
+    let text = example(
+        "content.toml",
+        &[
+            ("0.0.0.0:8080", &address.to_string()),
+            ("127.0.0.1:9000", &origin.address.to_string()),
+            ("default_seconds = 60", "default_seconds = 1"),
+        ],
+    );
+    let gateway = Local::start(&text, |_| {});
+    let (_, _, stored) = get(address, "/pictures/a", "");
+    origin.down.store(true, Ordering::SeqCst);
+    // While it is fresh the service is not asked; then it is, and has nothing better.
+    gateway.until("a stale one", || {
+        let (status, head, body) = get(address, "/pictures/a", "");
+        assert_eq!((status, &body), (200, &stored), "{head}");
+        head.contains("stale")
+    });
+    assert_eq!(get(address, "/pictures/b", "").0, 503, "never stored");
+    assert_eq!(get(address, "/else", "").0, 503, "another route");
+    let counted = gateway.count("edgemeter_cache_requests_total", "result", "stale");
+    assert!(counted >= 1, "{counted}");
+    // The service is back: what it says now is what clients get.
+    origin.down.store(false, Ordering::SeqCst);
+    gateway.until("a fresh one", || {
+        get(address, "/pictures/a", "").2 != stored
+    });
+}
+
+#[test]
 fn a_change_or_an_operator_empties_it() {
     let site = start();
     assert_eq!(site.fetched("/fresh", "", ""), 1);

@@ -5,6 +5,7 @@ use std::{
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener},
     path::Path,
+    sync::{Arc, Mutex},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -117,6 +118,78 @@ impl Site {
             &format!("Authorization: Bearer {token}\r\nX-User: mallory\r\n"),
         )
     }
+}
+
+/// Serves a key document by HTTP; with None, 500.
+struct KeyServer {
+    address: SocketAddr,
+    document: Arc<Mutex<Option<String>>>,
+}
+
+impl KeyServer {
+    fn start(keys: &[&Key]) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = Self {
+            address: listener.local_addr().unwrap(),
+            document: Arc::default(),
+        };
+        server.publish(keys);
+        let document = Arc::clone(&server.document);
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let mut space = [0; 2048];
+                let _ = stream.read(&mut space);
+                let (status, body) = match &*document.lock().unwrap() {
+                    Some(document) => ("200 OK", document.clone()),
+                    None => ("500 Down", String::new()),
+                };
+                let answer = format!(
+                    "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+                    body.len()
+                );
+                let _ = stream.write_all(answer.as_bytes());
+            }
+        });
+        server
+    }
+
+    fn publish(&self, keys: &[&Key]) {
+        let keys: Vec<_> = keys.iter().map(|key| key.jwk()).collect();
+        let document = serde_json::json!({ "keys": keys }).to_string();
+        *self.document.lock().unwrap() = Some(document);
+    }
+}
+
+#[test]
+fn keys_from_a_url_rotate_and_survive_an_outage() {
+    let (old, new, newest) = (Key::new("old"), Key::new("new"), Key::new("newest"));
+    let server = KeyServer::start(&[&old]);
+    let keys = format!("keys = \"http://{}/jwks\"", server.address);
+    let site = start(&[], &[("keys = \"jwks.json\"", &keys)]);
+    let status = |key: &Key| site.with(&key.token(&claims())).0;
+    site.gateway.until("the keys", || status(&old) == 200);
+    assert_eq!(status(&new), 401, "not published yet");
+    // Both for a while, then the new one alone.
+    server.publish(&[&old, &new]);
+    site.gateway.until("the new key", || status(&new) == 200);
+    assert_eq!(status(&old), 200);
+    server.publish(&[&new]);
+    site.gateway
+        .until("the old key's end", || status(&old) == 401);
+    // An outage, and then nonsense: the last good keys stay.
+    let failures = || {
+        let page = site.gateway.scrape();
+        page.sum("edgemeter_token_key_failures_total", |_| true)
+    };
+    for broken in [None, Some("no JSON".to_owned())] {
+        let before = failures();
+        *server.document.lock().unwrap() = broken;
+        site.gateway.until("a failure", || failures() > before);
+        assert_eq!(status(&new), 200);
+        assert_eq!(status(&newest), 401);
+    }
+    server.publish(&[&new, &newest]);
+    site.gateway.until("recovery", || status(&newest) == 200);
 }
 
 #[test]

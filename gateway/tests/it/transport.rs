@@ -29,17 +29,26 @@ struct Site {
 
 /// `upstreams`: grpc, chat, vault, legacy.
 fn start(upstreams: [SocketAddr; 4], files: impl FnOnce(&Path)) -> Site {
+    start_with(&[], upstreams, files)
+}
+
+fn start_with(
+    changes: &[(&str, &str)],
+    upstreams: [SocketAddr; 4],
+    files: impl FnOnce(&Path),
+) -> Site {
     let address = free();
-    let text = example(
-        "transport.toml",
-        &[
-            ("0.0.0.0:8080", &address.to_string()),
-            ("127.0.0.1:9001", &upstreams[0].to_string()),
-            ("127.0.0.1:9002", &upstreams[1].to_string()),
-            ("127.0.0.1:9003", &upstreams[2].to_string()),
-            ("127.0.0.1:9004", &upstreams[3].to_string()),
-        ],
-    );
+    let addresses = upstreams.map(|upstream| upstream.to_string());
+    let listener = address.to_string();
+    let mut replace = changes.to_vec();
+    replace.extend([
+        ("0.0.0.0:8080", listener.as_str()),
+        ("127.0.0.1:9001", &addresses[0]),
+        ("127.0.0.1:9002", &addresses[1]),
+        ("127.0.0.1:9003", &addresses[2]),
+        ("127.0.0.1:9004", &addresses[3]),
+    ]);
+    let text = example("transport.toml", &replace);
     let ca = authority();
     let gateway = Local::start(&text, |directory| {
         std::fs::write(directory.join("internal-ca.pem"), ca.pem()).unwrap();
@@ -319,15 +328,9 @@ fn a_websocket_message_may_come_in_fragments_and_frames_in_pieces() {
     );
 }
 
-#[test]
-fn an_upstream_is_verified_and_sees_the_gateways_certificate_and_the_client() {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let vault = listener.local_addr().unwrap();
-    let legacy = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let legacy_address = legacy.local_addr().unwrap();
-    // The files decide whom the gateway trusts: made here, before it starts.
-    let ca = authority();
-    let (certificate, key) = issue(&ca, "vault.internal");
+/// Of a service that shows a certificate and wants one, both by this authority.
+fn vault_config(ca: &CertifiedIssuer<'static, KeyPair>) -> Arc<ServerConfig> {
+    let (certificate, key) = issue(ca, "vault.internal");
     let mut roots = RootCertStore::empty();
     roots.add(ca.der().clone()).unwrap();
     let provider = Arc::new(ring::default_provider());
@@ -342,7 +345,18 @@ fn an_upstream_is_verified_and_sees_the_gateways_certificate_and_the_client() {
             PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
         )
         .unwrap();
-    let config = Arc::new(config);
+    Arc::new(config)
+}
+
+#[test]
+fn an_upstream_is_verified_and_sees_the_gateways_certificate_and_the_client() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let vault = listener.local_addr().unwrap();
+    let legacy = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let legacy_address = legacy.local_addr().unwrap();
+    // The files decide whom the gateway trusts: made here, before it starts.
+    let ca = authority();
+    let config = vault_config(&ca);
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let config = Arc::clone(&config);
@@ -399,4 +413,97 @@ fn an_upstream_is_verified_and_sees_the_gateways_certificate_and_the_client() {
     // With authorities of its own (those `start` makes) the gateway does not take that certificate.
     let site = start([free(), free(), vault, legacy_address], |_| {});
     assert_eq!(get(site.address, "/vault", "").0, 502);
+}
+
+/// Reads a PROXY header of version 2, then a request, in TLS or not; answers with whom the header
+/// names.
+fn say_who(mut stream: std::net::TcpStream, tls: Option<Arc<ServerConfig>>) -> std::io::Result<()> {
+    let mut head = [0; 16];
+    stream.read_exact(&mut head)?;
+    let signature = *b"\r\n\r\n\0\r\nQUIT\n";
+    let expected = [&signature[..], &[0x21, 0x11, 0, 12]].concat();
+    if head[..] != expected[..] {
+        return Err(std::io::Error::other(
+            "no PROXY header of version 2 for TCP over IPv4",
+        ));
+    }
+    let mut addresses = [0; 12];
+    stream.read_exact(&mut addresses)?;
+    let [a, b, c, d, _, _, _, _, high, low, ..] = addresses;
+    let client = SocketAddr::from(([a, b, c, d], u16::from_be_bytes([high, low])));
+    match tls {
+        None => answer_all(&mut stream, &client.to_string()),
+        Some(config) => {
+            let session = ServerConnection::new(config).map_err(std::io::Error::other)?;
+            answer_all(&mut StreamOwned::new(session, stream), &client.to_string())
+        }
+    }
+}
+
+/// Every request on a connection gets the same answer.
+fn answer_all(
+    stream: &mut (impl std::io::Read + std::io::Write),
+    body: &str,
+) -> std::io::Result<()> {
+    loop {
+        let mut head = Vec::new();
+        let mut byte = [0];
+        while !head.ends_with(b"\r\n\r\n") {
+            stream.read_exact(&mut byte)?;
+            head.push(byte[0]);
+        }
+        let length = body.len();
+        write!(
+            stream,
+            "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}"
+        )?;
+        stream.flush()?;
+    }
+}
+
+#[test]
+fn version_2_names_each_client_in_plain_and_before_tls() {
+    let ca = authority();
+    let services = [None, Some(vault_config(&ca))].map(|tls| {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let tls = tls.clone();
+                std::thread::spawn(move || say_who(stream, tls));
+            }
+        });
+        address
+    });
+    let changes = [
+        ("proxy_protocol = \"v1\"", "proxy_protocol = \"v2\""),
+        (
+            "name = \"vault\"\npeers",
+            "name = \"vault\"\nproxy_protocol = \"v2\"\npeers",
+        ),
+    ];
+    let site = start_with(
+        &changes,
+        [free(), free(), services[1], services[0]],
+        |directory| {
+            std::fs::write(directory.join("internal-ca.pem"), ca.pem()).unwrap();
+            let (certificate, key) = issue(&ca, "gateway.internal");
+            std::fs::write(directory.join("gateway.pem"), certificate.pem()).unwrap();
+            std::fs::write(directory.join("gateway-key.pem"), key.serialize_pem()).unwrap();
+        },
+    );
+    for path in ["/legacy", "/vault"] {
+        // Kept open side by side: no client's requests may go over another's connection.
+        let mut clients: Vec<_> = (0..4)
+            .map(|_| crate::local::connect(site.address))
+            .collect();
+        for _ in 0..3 {
+            for client in &mut clients {
+                write!(client, "GET {path} HTTP/1.1\r\nHost: shop.example\r\n\r\n").unwrap();
+                let (status, _, body) = crate::local::read_response(client);
+                let itself = client.local_addr().unwrap().to_string();
+                assert_eq!((status, body), (200, itself), "{path}");
+            }
+        }
+    }
 }
