@@ -165,6 +165,35 @@ pub fn require_root(what: &str) -> Result<()> {
     bail!("{what} needs root: it creates network namespaces and loads BPF programs; use sudo -E")
 }
 
+/// Makes sure that `/dev/null` is the device. A server told to keep its pid file there removes
+/// it when it ends; the next redirection then leaves a file, compilers read it as their input,
+/// and nothing that fails says why.
+///
+/// # Errors
+/// When it is not the device and cannot be made again.
+pub fn restore_null_device() -> Result<()> {
+    use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+    const NULL: &str = "/dev/null";
+    let device = libc::makedev(1, 3);
+    if let Ok(metadata) = std::fs::metadata(NULL)
+        && metadata.file_type().is_char_device()
+        && metadata.rdev() == device
+    {
+        return Ok(());
+    }
+    println!("{NULL} is not the null device: making it again");
+    let fresh = CString::new(format!("{NULL}.{}", std::process::id())).context("a file name")?;
+    // SAFETY: the path is NUL-terminated and outlives the call.
+    if unsafe { libc::mknod(fresh.as_ptr(), libc::S_IFCHR | 0o666, device) } != 0 {
+        return Err(std::io::Error::last_os_error()).context("making a null device");
+    }
+    let fresh = fresh.to_string_lossy().into_owned();
+    // The umask took part in the mode above.
+    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o666))
+        .and_then(|()| std::fs::rename(&fresh, NULL))
+        .with_context(|| format!("replacing {NULL}"))
+}
+
 /// Mounts the BPF file system where pins live, unless it is mounted. A fresh machine or a
 /// container has the directory only.
 ///

@@ -38,6 +38,7 @@ const TOOLS: &[Tool] = &[
 pub fn run(skip_demo: bool) -> Result<()> {
     let started = Instant::now();
     step("root", || host::require_root("cargo xtask test"))?;
+    step("null device", host::restore_null_device)?;
     step("tools", || host::need(TOOLS))?;
     step("bpffs", host::mount_bpffs)?;
     step("format", || cargo(&["fmt", "--all", "--check"]))?;

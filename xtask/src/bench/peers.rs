@@ -2,7 +2,7 @@
 //! origin kept, no limit that the load could meet.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
@@ -99,7 +99,7 @@ impl Peer {
         match self {
             Self::Nginx | Self::NginxBigBuffers => {
                 let big = self == Self::NginxBigBuffers;
-                let file = write("nginx.conf", nginx(big))?;
+                let file = write("nginx.conf", nginx(directory, big))?;
                 command.args(["nginx", "-c"]).arg(file);
             }
             Self::Haproxy | Self::HaproxyBigBuffers => {
@@ -139,7 +139,8 @@ pub(super) fn envoy() -> Result<PathBuf> {
     Ok(python.join("bin/envoy"))
 }
 
-fn nginx(big_buffers: bool) -> String {
+fn nginx(directory: &Path, big_buffers: bool) -> String {
+    let directory = directory.display();
     let buffers = if big_buffers {
         "proxy_buffer_size 64k; proxy_buffers 32 64k; proxy_busy_buffers_size 1m;"
     } else {
@@ -148,7 +149,7 @@ fn nginx(big_buffers: bool) -> String {
     let origin = Site::origin();
     let (plain, h2c, tls, h2) = (port::PLAIN, port::H2C, port::TLS, port::H2);
     format!(
-        "worker_processes 1; daemon off; pid /dev/null; error_log stderr error;\n\
+        "worker_processes 1; daemon off; pid {directory}/nginx.pid; error_log stderr error;\n\
                   events {{ worker_connections 16384; }}\n\
          http {{\n access_log off; sendfile on; tcp_nodelay on;\n \
          keepalive_requests 100000000; keepalive_timeout 600s;\n \

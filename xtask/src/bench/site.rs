@@ -44,7 +44,7 @@ impl Site {
         }
         let start = |name: &str, host: &Namespace, port: u16| {
             let configuration = directory.path().join(format!("{name}.conf"));
-            fs::write(&configuration, origin(&pages, port))?;
+            fs::write(&configuration, origin(directory.path(), port))?;
             let mut nginx = host.command("taskset")?;
             nginx.args(["-c", "1", "nginx", "-c"]).arg(&configuration);
             Process::start(name, &mut nginx, directory.path())
@@ -70,14 +70,15 @@ impl Site {
     }
 }
 
-fn origin(pages: &Path, port: u16) -> String {
+fn origin(directory: &Path, port: u16) -> String {
+    // nginx removes its pid file when it ends: never name one that is somebody else's.
+    let directory = directory.display();
     format!(
-        "worker_processes 1; daemon off; pid /dev/null; error_log stderr error;\n\
+        "worker_processes 1; daemon off; pid {directory}/origin-{port}.pid; error_log stderr error;\n\
          events {{ worker_connections 16384; }}\n\
          http {{\n access_log off; sendfile on; tcp_nopush on; keepalive_requests 100000000;\n \
          keepalive_timeout 600s; open_file_cache max=16;\n \
-         server {{ listen {port} backlog=4096; root {}; }}\n}}\n",
-        pages.display()
+         server {{ listen {port} backlog=4096; root {directory}/pages; }}\n}}\n",
     )
 }
 
