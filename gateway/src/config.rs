@@ -60,7 +60,7 @@ pub use self::experiment::{Experiment, ExperimentIndex, Unit, Variant, WHOLE};
 pub use self::name::Name;
 pub use self::pattern::{CertificatePart, HostPattern, PathPattern, Regex, TenantRule};
 pub use self::problem::{ConfigError, Problem};
-pub use self::protect::{Access, Limits, Protection, RateKey, RateLimit};
+pub use self::protect::{Access, Limits, NETWORKS_MAX, Protection, RateKey, RateLimit};
 pub use self::route::{
     Action, Backend, HeaderEdits, Match, Mirror, PathEdit, Redirect, Rewrite, Route, ValuePattern,
 };

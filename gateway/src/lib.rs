@@ -36,4 +36,5 @@ pub mod reload;
 pub mod report;
 pub mod retention;
 pub mod slots;
+pub mod socket_filter;
 pub mod units;

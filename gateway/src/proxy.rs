@@ -29,6 +29,7 @@ mod retry;
 mod rotation;
 pub mod route;
 pub mod shared_limit;
+mod slow_reader;
 pub mod strict;
 pub mod tls;
 pub mod token;

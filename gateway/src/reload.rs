@@ -20,6 +20,7 @@ use crate::{
         Shared,
         generation::{BuildError, Generation, Names},
     },
+    socket_filter,
 };
 
 /// For how long endpoints of a configuration nobody uses any more stay known to the kernel: its
@@ -78,6 +79,8 @@ struct Inner {
     retired: Vec<Retired>,
     /// What names led to the last time, and when to ask again.
     names: Names,
+    /// The configuration whose access lists are on every listening socket.
+    filtered: Option<u64>,
     ask_again: HashMap<(Box<str>, u16), Instant>,
 }
 
@@ -105,6 +108,7 @@ impl Reloader {
             kernel,
             retired: Vec::new(),
             names: Names::new(),
+            filtered: None,
             ask_again: HashMap::new(),
         };
         Self {
@@ -186,6 +190,31 @@ impl Reloader {
         self.metrics.in_force(new.number);
         self.shared.generation.store(new);
         Ok(changes)
+    }
+
+    /// Brings the access lists that act in the kernel onto the listening sockets, until each has the
+    /// lists in force. Call now and then: sockets come after the configuration. Until then, and
+    /// where it fails, the gateway itself turns the same clients away.
+    pub fn filter_sockets(&self) {
+        let generation = self.shared.generation.load_full();
+        let mut inner = self.lock();
+        if inner.filtered == Some(generation.number) {
+            return;
+        }
+        let mut listeners = generation.config.listeners.iter();
+        let wanted = listeners.any(|listener| listener.protection.access.kernel);
+        if !wanted && inner.filtered.is_none() {
+            inner.filtered = Some(generation.number);
+            return;
+        }
+        match socket_filter::apply(&generation.config) {
+            Ok(0) => inner.filtered = Some(generation.number),
+            Ok(_) => {}
+            Err(error) => {
+                log::error!("an access list cannot act in the kernel: {error}; it acts here");
+                inner.filtered = Some(generation.number);
+            }
+        }
     }
 
     /// Takes the endpoints of configurations that are over off the kernel. Call now and then.
@@ -343,6 +372,7 @@ pub fn watch(reloader: &Arc<Reloader>) -> std::io::Result<()> {
             let work = move || {
                 reloader.resolve();
                 reloader.sweep();
+                reloader.filter_sockets();
             };
             let _ = tokio::task::spawn_blocking(work).await;
         }

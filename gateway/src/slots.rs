@@ -718,8 +718,8 @@ fn stream_offset(fd: RawFd, active: bool) -> io::Result<u64> {
     Err(io::Error::other("the socket does not hold still"))
 }
 
-/// `tcpi_bytes_acked`.
-fn bytes_acked(fd: RawFd) -> io::Result<u64> {
+/// `tcpi_bytes_acked`: what the peer has acknowledged, the SYN of an opened connection included.
+pub(crate) fn bytes_acked(fd: RawFd) -> io::Result<u64> {
     /// The head of `struct tcp_info` (linux/tcp.h) up to the field used.
     #[repr(C)]
     struct TcpInfo {

@@ -16,6 +16,7 @@ mod proxy;
 mod relay;
 mod sidecar;
 mod site;
+mod upstreams;
 
 use std::path::PathBuf;
 
@@ -43,6 +44,8 @@ pub enum Bench {
     /// The product page in Chromium: first contentful paint with 103 Early Hints, with `Link` on the
     /// answer, and without hints.
     EarlyHints(early_hints::Options),
+    /// One bad backend among three: lossy, dead, and shifted away from.
+    Upstreams(upstreams::Options),
 }
 
 /// Runs one bench.
@@ -57,6 +60,7 @@ pub fn run(bench: &Bench) -> Result<()> {
         Bench::Kernel(options) => kernel::run(options),
         Bench::Commerce(options) => commerce::run(options),
         Bench::EarlyHints(options) => early_hints::run(options),
+        Bench::Upstreams(options) => upstreams::run(options),
     }
 }
 

@@ -67,6 +67,8 @@ impl Tool {
     pub const WRK: Self = Self::program("wrk", &["wrk"]);
     /// HTTP/2 load.
     pub const H2LOAD: Self = Self::program("h2load", &["nghttp2-client"]);
+    /// Slow headers, slow bodies, slow readers.
+    pub const SLOWHTTPTEST: Self = Self::program("slowhttptest", &["slowhttptest"]);
     /// Renders pages as people see them.
     pub const CHROMIUM: Self = Self::program("chromium", &["chromium"]);
     /// Lists what the kernel's connection tracking counted.

@@ -165,6 +165,7 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("listeners.access", "[listeners.access]"),
     ("listeners.access.allow", r#"allow = ["10.0.0.0/8"]"#),
     ("listeners.access.deny", r#"deny = ["10.6.6.0/24"]"#),
+    ("listeners.access.kernel", "kernel = true"),
     (
         "listeners.trusted_proxies",
         r#"trusted_proxies = ["10.0.0.0/8"]"#,

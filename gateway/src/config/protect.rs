@@ -115,6 +115,10 @@ impl Default for Limits {
     }
 }
 
+/// Networks of a list that acts in the kernel: a program has at most 4096 instructions, and an
+/// IPv6 network takes up to 13.
+pub const NETWORKS_MAX: usize = 300;
+
 /// Who may: what is denied may not; where something is allowed, nothing else may.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Access {
@@ -122,6 +126,8 @@ pub struct Access {
     pub allow: Vec<IpNet>,
     /// Comes first.
     pub deny: Vec<IpNet>,
+    /// Whether the kernel turns others away before there is a connection.
+    pub kernel: bool,
 }
 
 impl Access {
@@ -188,6 +194,7 @@ pub(super) struct RawLimits {
 pub(super) struct RawAccess {
     allow: Option<Spanned<Vec<Text>>>,
     deny: Option<Spanned<Vec<Text>>>,
+    kernel: Option<Spanned<bool>>,
 }
 
 #[derive(Deserialize)]
@@ -214,7 +221,12 @@ impl Checker<'_> {
             Some(raw) => self.limits(raw, &format!("{here}.limits")),
             None => Some(Limits::default()),
         };
+        let raw_access = access;
         let access = self.access(access, &format!("{here}.access"));
+        if let Some((raw, access)) = raw_access.zip(access.as_ref()) {
+            let named = proxy_protocol.is_some();
+            self.kernel_access(raw, access, named, &format!("{here}.access"));
+        }
         let trusted = self.networks(trusted, &format!("{here}.trusted_proxies"));
         let from = self.networks(proxy_protocol, &format!("{here}.proxy_protocol_from"));
         Some(Protection {
@@ -310,7 +322,7 @@ impl Checker<'_> {
         }
     }
 
-    pub(super) fn access(&mut self, raw: Option<&RawAccess>, here: &str) -> Option<Access> {
+    fn access(&mut self, raw: Option<&RawAccess>, here: &str) -> Option<Access> {
         let Some(raw) = raw else {
             return Some(Access::default());
         };
@@ -319,7 +331,43 @@ impl Checker<'_> {
         Some(Access {
             allow: allow?,
             deny: deny?,
+            kernel: raw.kernel.as_ref().is_some_and(|kernel| *kernel.get_ref()),
         })
+    }
+
+    /// A list can act in the kernel where the socket's address is the client's.
+    fn kernel_access(&mut self, raw: &RawAccess, access: &Access, named: bool, here: &str) {
+        let Some(kernel) = raw.kernel.as_ref().filter(|kernel| *kernel.get_ref()) else {
+            return;
+        };
+        let networks = access.allow.len() + access.deny.len();
+        let (wrong, fix) = if named {
+            (
+                "cannot act in the kernel: who a client is, is in the PROXY header".to_owned(),
+                "delete it, or `proxy_protocol_from`".to_owned(),
+            )
+        } else if networks == 0 {
+            let fix = "add `allow` or `deny`, or delete it";
+            ("has no list to act on".to_owned(), fix.to_owned())
+        } else if networks > NETWORKS_MAX {
+            (
+                format!("has {networks} networks, more than a program takes"),
+                format!("write at most {NETWORKS_MAX}, or delete it"),
+            )
+        } else {
+            return;
+        };
+        self.report(kernel.span(), format!("{here}.kernel"), wrong, fix);
+    }
+
+    /// A route is known only when a request has been read.
+    pub(super) fn route_access(&mut self, raw: Option<&RawAccess>, here: &str) -> Option<Access> {
+        if let Some(kernel) = raw.and_then(|raw| raw.kernel.as_ref()) {
+            let wrong = "cannot act in the kernel: a route is known when the request is read";
+            let fix = "delete it, or write the list into `[listeners.access]`";
+            self.report(kernel.span(), format!("{here}.kernel"), wrong, fix);
+        }
+        self.access(raw, here)
     }
 
     fn networks(&mut self, raw: Option<&Spanned<Vec<Text>>>, field: &str) -> Option<Vec<IpNet>> {
@@ -447,6 +495,7 @@ mod tests {
         let access = Access {
             allow: vec!["10.0.0.0/8".parse().unwrap()],
             deny: vec!["10.1.0.0/16".parse().unwrap()],
+            kernel: false,
         };
         for (address, permitted) in [
             ("10.2.0.1", true),

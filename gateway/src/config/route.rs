@@ -311,7 +311,7 @@ impl Checker<'_> {
     }
 
     fn policy(&mut self, config: &RawConfig, raw: &RawRoute, here: &str) -> Option<Policy> {
-        let access = self.access(raw.access.as_ref(), &format!("{here}.access"));
+        let access = self.route_access(raw.access.as_ref(), &format!("{here}.access"));
         let field = format!("{here}.body_bytes_max");
         let body = self.optional(&raw.body_bytes_max, &field, 1 << 50);
         let store = config.rate_limit_store.is_some();

@@ -214,6 +214,13 @@ impl EdgeMetrics {
         self.cache_saved.get_or_create(&label).inc_by(saved);
     }
 
+    /// Body bytes the cache has saved on a route so far.
+    #[must_use]
+    pub fn cache_saved(&self, route: &str) -> u64 {
+        let route = route.to_owned();
+        self.cache_saved.get_or_create(&RouteLabel { route }).get()
+    }
+
     /// Bytes that compression saved.
     pub fn compressed(&self, route: &str, saved: u64) {
         let route = route.to_owned();

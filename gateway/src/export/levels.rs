@@ -10,7 +10,9 @@ use prometheus_client::{
     registry::Unit,
 };
 
-use crate::{cache::Level, config::ListenerIndex, proxy::Shared};
+use flow_abi::Direction;
+
+use crate::{cache::Level, config::ListenerIndex, owner::Leg, proxy::Shared, socket_filter};
 
 /// Peers that get a series of their own.
 const PEERS_SHOWN: usize = 20;
@@ -69,6 +71,37 @@ impl Collector for LevelMetrics {
             let open = i64::try_from(open).unwrap_or(i64::MAX);
             let label = [("listener", listener.name.as_str())];
             ConstGauge::new(open).encode(family.encode_family(&label)?)?;
+        }
+        if let Some(prices) = &generation.config.prices
+            && let Some(price) = prices.find(Leg::Upstream, Direction::Rx)
+        {
+            let mut family = out.encode_descriptor(
+                "edgemeter_cache_saved_nanos",
+                "What the bytes the cache saved would have cost on the way from the service, at the price in force",
+                None,
+                MetricType::Gauge,
+            )?;
+            let currency = prices.currency.to_string();
+            let routes = generation.config.routes.iter();
+            for route in routes.filter(|route| route.policy.cache.is_some()) {
+                let saved = self.0.edge.cache_saved(route.name.as_str());
+                let nanos = price.rate.settle(price.rate.exact(saved)).0;
+                let label = [("route", route.name.as_str()), ("currency", &*currency)];
+                ConstGauge::new(i64::try_from(nanos).unwrap_or(i64::MAX))
+                    .encode(family.encode_family(&label)?)?;
+            }
+        }
+        let mut family = out.encode_descriptor(
+            "edgemeter_listener_kernel_drops",
+            "Packets the kernel dropped at a listening socket with an access list in the kernel: by the list, or a full accept queue",
+            None,
+            MetricType::Counter,
+        )?;
+        let listeners = generation.config.listeners.iter();
+        for listener in listeners.filter(|listener| listener.protection.access.kernel) {
+            let drops = socket_filter::drops(listener.address).unwrap_or_default();
+            let label = [("listener", listener.name.as_str())];
+            ConstCounter::new(drops).encode(family.encode_family(&label)?)?;
         }
         let (top, lost) = self.0.alarm.top(PEERS_SHOWN);
         let mut family = out.encode_descriptor(

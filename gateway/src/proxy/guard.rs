@@ -31,6 +31,7 @@ use super::{
     connection::Connection,
     frames::{FrameScanner, PREFACE},
     proxy_header::Opened,
+    slow_reader::SlowReader,
     strict::{ChunkScanner, Framing, HeadLimits, HeadScanner, Refusal},
 };
 use crate::config::Limits;
@@ -68,6 +69,7 @@ pub struct Guard {
     /// Of `held`, how many may be passed on.
     released: usize,
     timer: Option<Pin<Box<Sleep>>>,
+    reader: SlowReader,
     /// The client will send no more.
     ended: bool,
     /// Whether plain text may be HTTP/2.
@@ -154,6 +156,7 @@ impl Guard {
             held: BytesMut::new(),
             released: 0,
             timer: None,
+            reader: SlowReader::default(),
             ended: false,
             h2c,
             refused: Box::new(refused),
@@ -386,6 +389,14 @@ impl Guard {
         Poll::Ready(Ok(()))
     }
 
+    /// A write waits: for as long as the client takes anything worth the name.
+    fn poll_taken(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let socket = self.transport.socket().id();
+        let least = self.limits.body_rate_min;
+        ready!(self.reader.poll_wait(cx, socket, least))?;
+        Poll::Ready(Err(self.fail(Refusal::ReadsTooSlowly)))
+    }
+
     fn poll_rate(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let least = self.limits.body_rate_min;
         let Phase::Body(_, rate) = &mut self.phase else {
@@ -541,7 +552,11 @@ impl AsyncWrite for Guard {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.transport).poll_write(cx, bytes))?;
+        let Poll::Ready(written) = Pin::new(&mut self.transport).poll_write(cx, bytes) else {
+            return self.poll_taken(cx).map_ok(|()| 0);
+        };
+        self.reader.wrote();
+        let written = written?;
         if let Phase::Http2(frames) = &mut self.phase {
             frames.sent(written);
         }
@@ -561,7 +576,12 @@ impl AsyncWrite for Guard {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.transport).poll_write_vectored(cx, slices))?;
+        let Poll::Ready(written) = Pin::new(&mut self.transport).poll_write_vectored(cx, slices)
+        else {
+            return self.poll_taken(cx).map_ok(|()| 0);
+        };
+        self.reader.wrote();
+        let written = written?;
         if let Phase::Http2(frames) = &mut self.phase {
             frames.sent(written);
         }

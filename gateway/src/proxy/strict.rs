@@ -60,6 +60,8 @@ pub enum Refusal {
     Chunk,
     /// The body arrives more slowly than the least rate.
     BodyTooSlow,
+    /// The answer is taken more slowly than the least rate.
+    ReadsTooSlowly,
     /// More HTTP/2 control frames than the traffic explains.
     Http2Flood,
     /// Longer than the route's or listener's limit.
@@ -68,7 +70,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// All of them, so that each has a counter before it first happens.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::BareLf,
         Self::BareCr,
         Self::ControlByte,
@@ -93,6 +95,7 @@ impl Refusal {
         Self::HeaderTimeout,
         Self::Chunk,
         Self::BodyTooSlow,
+        Self::ReadsTooSlowly,
         Self::Http2Flood,
         Self::BodyTooLarge,
     ];
@@ -125,6 +128,7 @@ impl Refusal {
             Self::HeaderTimeout => "header_timeout",
             Self::Chunk => "chunk",
             Self::BodyTooSlow => "body_too_slow",
+            Self::ReadsTooSlowly => "reads_too_slowly",
             Self::Http2Flood => "http2_flood",
             Self::BodyTooLarge => "body_too_large",
         }

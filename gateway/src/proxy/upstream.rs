@@ -319,6 +319,9 @@ impl Pool {
                 usize::try_from(turns[turn % turns.len()]).ok()?
             }
             _ => {
+                if self.lowered.load(Ordering::Relaxed) {
+                    return None;
+                }
                 let first = self.random(list.len())?;
                 let second = self.random(list.len() - 1)?;
                 let second = if second == first {
@@ -346,6 +349,10 @@ impl Pool {
 
     /// Power of two choices: of two at random, the one with less under way for its weight.
     fn less_busy(&self, candidates: &[usize], peers: &[Arc<Peer>]) -> Option<usize> {
+        let lowered = |&at: &usize| peers[at].share.load(Ordering::Relaxed) != SHARE_WHOLE;
+        if candidates.iter().any(lowered) {
+            return self.less_busy_by_share(candidates, peers);
+        }
         let first = *candidates.get(self.random(candidates.len())?)?;
         if candidates.len() == 1 {
             return Some(first);
@@ -356,6 +363,36 @@ impl Pool {
             second = others;
         }
         Some(less_busy(peers, first, candidates[second]))
+    }
+
+    /// The same where the kernel has lowered a share: a peer comes into the choice as often as its
+    /// share allows. Comparing what is under way would do otherwise: with little under way a
+    /// lowered peer would get nothing at all, nobody would see that it is well again, and the
+    /// first to forgive it would send it a burst.
+    fn less_busy_by_share(&self, candidates: &[usize], peers: &[Arc<Peer>]) -> Option<usize> {
+        let whole: u64 = candidates
+            .iter()
+            .map(|&at| peers[at].effective_weight())
+            .sum();
+        let draw = || {
+            let mut ticket = self.random(usize::try_from(whole).ok()?)? as u64;
+            let weight_of = |at: usize| peers[at].effective_weight();
+            let drawn = candidates.iter().copied().find(|&at| {
+                let weight = weight_of(at);
+                let found = ticket < weight;
+                ticket = ticket.saturating_sub(weight);
+                found
+            });
+            drawn.or_else(|| candidates.last().copied())
+        };
+        let first = draw()?;
+        // Another one to compare with, unless it is rare.
+        let second = (0..2).filter_map(|_| draw()).find(|&at| at != first);
+        let second = second.unwrap_or(first);
+        let load = |at: usize| u64::from(peers[at].active.load(Ordering::Relaxed)) + 1;
+        let left = u128::from(load(first)) * u128::from(peers[second].weight);
+        let right = u128::from(load(second)) * u128::from(peers[first].weight);
+        Some(if left <= right { first } else { second })
     }
 
     /// A number below the bound; `None` for 0. A Weyl sequence through a mixer: no lock.

@@ -274,6 +274,33 @@ fn stale_is_served_when_the_service_is_down_or_gone() {
 }
 
 #[test]
+fn what_the_cache_saves_is_money() {
+    let origin = Origin::start();
+    let address = free();
+    let prices = "\n[prices]\ncurrency = \"USD\"\n[[prices.rates]]\nid = \"from-service\"\nleg = \"upstream\"\n\
+                  direction = \"rx\"\nprice = \"2\"\nunit_bytes = 1000\n";
+    let text = example(
+        "content.toml",
+        &[
+            ("0.0.0.0:8080", &address.to_string()),
+            ("127.0.0.1:9000", &origin.address.to_string()),
+        ],
+    ) + prices;
+    let gateway = Local::start(&text, |_| {});
+    for _ in 0..5 {
+        assert_eq!(get(address, "/text", "").0, 200);
+    }
+    assert_eq!(origin.hits(), 1);
+    let bytes = 4 * 200 * i128::try_from("words and words ".len()).unwrap();
+    let of = |metric| gateway.count(metric, "route", "catalogue");
+    gateway.until("the counts", || {
+        of("edgemeter_cache_saved_bytes_total") == bytes
+    });
+    // 2 USD a thousand bytes are 2,000,000 nanos a byte.
+    assert_eq!(of("edgemeter_cache_saved_nanos"), bytes * 2_000_000);
+}
+
+#[test]
 fn a_change_or_an_operator_empties_it() {
     let site = start();
     assert_eq!(site.fetched("/fresh", "", ""), 1);

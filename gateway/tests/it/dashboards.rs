@@ -37,7 +37,13 @@ fn every_panel_and_rule_asks_for_metrics_that_exist() {
             priced: true,
             // Nobody listens there: the metrics of a sink that is away.
             extra: "[[push]]\nname = \"bill\"\nurl = \"http://127.0.0.1:9/\"\n\
-                    [[budgets]]\nname = \"all\"\nperiod = \"day\"\nlimit_bytes = 1000000000\n"
+                    [[budgets]]\nname = \"all\"\nperiod = \"day\"\nlimit_bytes = 1000000000\n\
+                    [[prices.rates]]\nid = \"from-service\"\nleg = \"upstream\"\n\
+                    direction = \"rx\"\nprice = \"0.01\"\nunit_bytes = 1073741824\n\
+                    [[routes]]\nname = \"kept\"\npath = { prefix = \"/kept\" }\n\
+                    upstream = \"origin\"\n[routes.cache]\n\
+                    [[listeners]]\nname = \"fenced\"\naddress = \"127.0.0.1:8099\"\n\
+                    access = { deny = [\"192.0.2.0/24\"], kernel = true }\n"
                 .into(),
             ..Setup::default()
         },

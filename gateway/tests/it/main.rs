@@ -5,6 +5,8 @@
 // the helpers they share are not.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod alarm;
+mod balance;
 mod billing;
 mod budgets;
 mod classes;
@@ -24,6 +26,7 @@ mod http2;
 mod identity;
 mod interfaces;
 mod kernel;
+mod kernel_access;
 mod lanes;
 mod local;
 mod origin;
@@ -35,6 +38,7 @@ mod remote;
 mod restart;
 mod routes;
 mod routing;
+mod suites;
 mod tls;
 mod transport;
 mod upstreams;

@@ -356,6 +356,49 @@ fn a_connection_has_so_many_requests_and_no_more() {
     assert_eq!(answer.matches("connection: close").count(), 1, "{answer}");
 }
 
+#[test]
+fn a_connection_lives_so_long_and_then_says_goodbye() {
+    let site = start(&[
+        (
+            "connection_age_max_seconds = 3600",
+            "connection_age_max_seconds = 1",
+        ),
+        ("name = \"public\"\n", "name = \"public\"\nhttp2 = true\n"),
+    ]);
+    // HTTP/1.1: the answer after its time says so, and the connection closes after it.
+    let mut stream = connect(site.address);
+    let mut answers = 0;
+    site.gateway.until("connection: close", || {
+        stream
+            .write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            .unwrap();
+        let (status, head, _) = read_response(&mut stream);
+        assert_eq!(status, 200);
+        answers += 1;
+        head.contains("connection: close")
+    });
+    assert!(answers > 1, "it was told to close by its first answer");
+    assert_eq!(read_to_end(&mut stream), "");
+    // HTTP/2: GOAWAY.
+    let mut stream = connect(site.address);
+    let preface = [
+        &b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..],
+        &frame(4, 0, 0, &[]),
+    ]
+    .concat();
+    stream.write_all(&preface).unwrap();
+    let kinds = std::iter::from_fn(|| {
+        let mut head = [0; 9];
+        std::io::Read::read_exact(&mut stream, &mut head).ok()?;
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let mut payload = vec![0; usize::try_from(length).unwrap()];
+        std::io::Read::read_exact(&mut stream, &mut payload).ok()?;
+        Some(head[3])
+    });
+    let kinds: Vec<u8> = kinds.collect();
+    assert!(kinds.contains(&7), "no GOAWAY before the end: {kinds:?}");
+}
+
 /// A frame header and its payload.
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();

@@ -324,7 +324,7 @@ fn summary(mut times_us: Vec<u64>, took: Duration) -> Result<Outcome> {
 }
 
 /// Asks for 1 KiB on an open connection and checks it.
-async fn get_1k(
+pub(super) async fn get_1k(
     stream: &mut (impl Connected + ?Sized),
     answer: &mut Vec<u8>,
     connection: &str,
@@ -360,7 +360,10 @@ struct Connector {
     tls: Option<TlsConnector>,
 }
 
-trait Connected: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send {}
+pub(super) trait Connected:
+    tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send
+{
+}
 impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send> Connected for T {}
 
 impl Connector {

@@ -70,7 +70,8 @@ impl Site {
     }
 }
 
-fn origin(directory: &Path, port: u16) -> String {
+/// nginx's configuration for an origin.
+pub(super) fn origin(directory: &Path, port: u16) -> String {
     // nginx removes its pid file when it ends: never name one that is somebody else's.
     let directory = directory.display();
     format!(

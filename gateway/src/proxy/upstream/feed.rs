@@ -19,6 +19,8 @@ const LOSS_BEYOND: u64 = 300;
 const RESETS_BEYOND: u64 = 5;
 /// Round-trip times below this are all alike, microseconds.
 const RTT_ALIKE_US: u32 = 2_000;
+/// Looks without traffic after which half of a round-trip time above the best one is forgiven.
+const RTT_HALF_LIFE: u32 = 45;
 
 /// Sums over a peer's connections since the last look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,6 +44,8 @@ pub struct PeerHealth {
     pub rtt_us: u32,
     /// Resets in the last interval.
     pub resets: u64,
+    /// How many looks in a row saw no traffic: what is known about the path grows old.
+    idle: u32,
     pending_sent: u64,
     pending_retransmitted: u64,
 }
@@ -50,6 +54,10 @@ impl PeerHealth {
     /// One interval more.
     pub fn observe(&mut self, sample: &PeerSample) {
         self.resets = sample.resets;
+        self.idle = match sample.sent_frames {
+            0 => self.idle.saturating_add(1),
+            _ => 0,
+        };
         self.pending_sent += sample.sent_frames;
         self.pending_retransmitted += sample.retransmitted_frames;
         if self.pending_sent >= FRAMES_MIN {
@@ -90,10 +98,18 @@ impl PeerHealth {
         let share = whole * square / (square + u128::from(loss) * u128::from(loss));
         let best = best_rtt_us.unwrap_or(0).max(RTT_ALIKE_US);
         let share = match self.rtt_us {
-            rtt if rtt > best => share * u128::from(best) / u128::from(rtt),
+            rtt if rtt > best => share * u128::from(best) / u128::from(self.aged(rtt, best)),
             _ => share,
         };
         u32::try_from(share).unwrap_or(SHARE_WHOLE).max(SHARE_MIN)
+    }
+
+    /// A round-trip time above the best one, less of the difference the longer nobody measured it:
+    /// the path may have changed, and only traffic can tell. The best peer's time does not age, or
+    /// an idle peer would become the measure of those that work.
+    fn aged(&self, rtt: u32, best: u32) -> u32 {
+        let halvings = self.idle / RTT_HALF_LIFE;
+        best + (rtt - best).checked_shr(halvings).unwrap_or(0)
     }
 
     /// Whether it should get no requests at all for a while.
@@ -151,6 +167,20 @@ mod tests {
         health.observe(&sample(100, 0, 20_000));
         assert_eq!(health.share(Some(5_000)), 250);
         assert_eq!(health.share(Some(20_000)), SHARE_WHOLE);
+    }
+
+    #[test]
+    fn distance_that_nobody_measures_any_more_is_forgiven_slowly() {
+        let mut health = PeerHealth::default();
+        health.observe(&sample(100, 0, 200_000));
+        assert_eq!(health.share(None), SHARE_MIN);
+        for _ in 0..300 {
+            health.observe(&PeerSample::default());
+        }
+        assert!(health.share(None) > 300, "{}", health.share(None));
+        assert_eq!(health.rtt_us(), Some(200_000), "no measure for others");
+        health.observe(&sample(100, 0, 200_000));
+        assert_eq!(health.share(None), SHARE_MIN, "still far");
     }
 
     #[test]
