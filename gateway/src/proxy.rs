@@ -82,6 +82,7 @@ static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-prot
 /// On responses while a budget warns: its name, the share used, its period.
 const BUDGET_HEADER: &str = "x-edgemeter-budget";
 static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// Milliseconds the sender still waits: shortens a request's deadline, and goes on to the upstream.
 static X_TIMEOUT: HeaderName = HeaderName::from_static("x-edgemeter-timeout-ms");
 
@@ -714,12 +715,7 @@ impl Gateway {
             .as_ref()
             .map(|connection| connection.client);
         let request = session.req_header();
-        let id = request
-            .headers
-            .get(&X_REQUEST_ID)
-            .and_then(|value| value.to_str().ok())
-            .filter(|id| !id.is_empty() && id.len() <= 128)
-            .map_or_else(|| Cow::Owned(new_request_id()), Cow::Borrowed);
+        let id = request_id(|name| request.headers.get(name)?.to_str().ok());
         let host = host(request).unwrap_or_default();
         RequestLine::new(
             (&id, host, request.uri.path()),
@@ -812,6 +808,31 @@ fn named<'h>(
             .iter()
             .find_map(|rule| named(rule, record, host, path, header)),
     }
+}
+
+/// The id the client gave its request, else that of the trace it is part of, else a new one.
+fn request_id<'r>(header: impl Fn(&HeaderName) -> Option<&'r str>) -> Cow<'r, str> {
+    header(&X_REQUEST_ID)
+        .filter(|id| !id.is_empty() && id.len() <= 128)
+        .or_else(|| header(&TRACEPARENT).and_then(trace_id))
+        .map_or_else(|| Cow::Owned(new_request_id()), Cow::Borrowed)
+}
+
+/// The trace of a W3C `traceparent` (`00-<32 hex>-<16 hex>-<2 hex>`); a trace of zeros is none.
+fn trace_id(traceparent: &str) -> Option<&str> {
+    let mut parts = traceparent.trim().split('-');
+    let (version, trace) = (parts.next()?, parts.next()?);
+    let is_hex = |text: &str| {
+        text.bytes()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    let is_one = version.len() == 2
+        && version != "ff"
+        && is_hex(version)
+        && trace.len() == 32
+        && is_hex(trace)
+        && trace.bytes().any(|byte| byte != b'0');
+    is_one.then_some(trace)
 }
 
 /// 128 random bits: unique without coordination.

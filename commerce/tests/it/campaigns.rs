@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{Database, InProcess, eventually, product};
 
-fn campaign(off: u16, salt: &str) -> String {
+pub fn campaign(off: u16, salt: &str) -> String {
     format!(
         r#"
         [[discounts]]
@@ -31,14 +31,14 @@ fn campaign(off: u16, salt: &str) -> String {
     )
 }
 
-struct Shop {
-    service: InProcess,
+pub struct Shop {
+    pub service: InProcess,
     path: std::path::PathBuf,
     _directory: tempfile::TempDir,
 }
 
 impl Shop {
-    async fn open(on: Backend, text: &str) -> Self {
+    pub async fn open(on: Backend, text: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("campaign.toml");
         std::fs::write(&path, text).unwrap();
@@ -83,7 +83,7 @@ impl Shop {
         order["total"]["minor"].as_i64().unwrap()
     }
 
-    async fn experiment(&self) -> Value {
+    pub async fn experiment(&self) -> Value {
         let all = self.service.api.get_json("/api/v1/experiments").await;
         all["experiments"][0].clone()
     }

@@ -37,11 +37,11 @@ struct Received {
 }
 
 #[derive(Clone, Default)]
-struct Sink(Arc<Mutex<Received>>);
+pub struct Sink(Arc<Mutex<Received>>);
 
 impl Sink {
     /// Starts it; returns its address.
-    async fn start(&self) -> String {
+    pub async fn start(&self) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let router = self.router();
@@ -77,6 +77,11 @@ impl Sink {
         Router::new()
             .route("/", post(take))
             .with_state(self.clone())
+    }
+
+    /// The events it was told.
+    pub fn bodies(&self) -> Vec<Value> {
+        self.with(|received| received.bodies.clone())
     }
 
     fn with<T>(&self, look: impl FnOnce(&mut Received) -> T) -> T {

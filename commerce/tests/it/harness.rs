@@ -5,6 +5,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use commerce::app::{Service, ServiceError};
@@ -406,6 +407,7 @@ impl InProcess {
 pub struct Process {
     pub api: Api,
     child: Child,
+    log: Arc<Mutex<Vec<Value>>>,
 }
 
 impl Process {
@@ -426,12 +428,24 @@ impl Process {
                 entry["address"].as_str().map(str::to_owned)
             })
             .expect("the process ended before it listened");
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::clone(&lines);
         // A full pipe would block the service.
-        std::thread::spawn(move || log.for_each(drop));
+        std::thread::spawn(move || {
+            for line in log.map_while(Result::ok) {
+                kept.lock().unwrap().extend(serde_json::from_str(&line));
+            }
+        });
         Self {
             api: Api::new(&address),
             child,
+            log: lines,
         }
+    }
+
+    /// Whether it has logged such a line since it listens.
+    pub fn has_logged(&self, is_it: impl Fn(&Value) -> bool) -> bool {
+        self.log.lock().unwrap().iter().any(is_it)
     }
 
     /// SIGKILL: no handler runs, nothing is flushed.

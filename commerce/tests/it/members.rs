@@ -20,7 +20,7 @@ fn credentials(email: &str) -> Value {
 }
 
 /// Registers and logs in.
-async fn member(api: &Api, email: &str) -> Value {
+pub async fn member(api: &Api, email: &str) -> Value {
     let registered = post(api, "/api/v1/members", credentials(email)).await;
     assert_eq!(registered.status(), StatusCode::CREATED);
     let tokens = post(api, "/api/v1/tokens", credentials(email)).await;
@@ -37,7 +37,7 @@ async fn refresh(api: &Api, token: &Value) -> Response {
     .await
 }
 
-async fn with_token(api: &Api, method: Method, path: &str, token: &str) -> Response {
+pub async fn with_token(api: &Api, method: Method, path: &str, token: &str) -> Response {
     let request = api.request(method, path).bearer_auth(token);
     request.send().await.unwrap()
 }

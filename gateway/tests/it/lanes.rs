@@ -45,6 +45,12 @@ fn cases() -> Vec<Case> {
     };
     vec![
         case("a plain request", get("/length", ""), 1),
+        case(
+            "part of a trace",
+            "GET /length HTTP/1.1\r\nHost: shop.example\r\n\
+             Traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\n\r\n",
+            1,
+        ),
         case("a query and odd bytes", get("/length?a=b&c=%20d;e", ""), 1),
         case("chunks", get("/chunked", ""), 1),
         case("chunks with trailers", get("/trailers", ""), 1),

@@ -4,6 +4,7 @@
 //! Client, gateway and service run in namespaces of their own, so that the gateway meters real
 //! frames. The database is on the disk of the target directory with `synchronous=FULL`.
 
+mod apart;
 mod shop;
 
 use std::fmt::Write as _;
@@ -15,6 +16,7 @@ use clap::Args;
 use super::open_loop::{Arrivals, Outcome};
 use super::{machine, results};
 use crate::host::{self, Tool};
+use apart::Apart;
 use shop::{Build, Ledger, Shop, Through};
 
 /// The rate to beat, orders a second.
@@ -53,6 +55,7 @@ struct Row {
     outcome: Outcome,
     /// Minor units the service took in, by its own counter.
     revenue_minor: u64,
+    apart: Apart,
 }
 
 /// Runs it all and prints the tables.
@@ -163,6 +166,7 @@ fn table(report: &mut String, rows: &[Row]) {
         case,
         outcome,
         revenue_minor,
+        ..
     } in rows
     {
         let millis = u64::try_from(outcome.took.as_millis().max(1)).unwrap_or(u64::MAX);
@@ -183,5 +187,14 @@ fn table(report: &mut String, rows: &[Row]) {
     let _ = writeln!(
         report,
         "open loop: latency from when an order should have been sent; closed loop: from when it was"
+    );
+    let _ = writeln!(report, "\n{:<48} {}", "apart", Apart::HEADING);
+    for Row { case, apart, .. } in rows {
+        let _ = writeln!(report, "{case:<48} {}", apart.row());
+    }
+    let _ = writeln!(
+        report,
+        "processor time in percent of one; deduct: in the service, from the request to its committed \
+         answer, queue included; commit: write and sync of the log"
     );
 }

@@ -1,7 +1,6 @@
 //! A request whose head is read: its route, its tenant, its record, and whether this lane may
 //! serve it. The same for every protocol a client speaks.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use http::{HeaderName, Method};
@@ -12,12 +11,11 @@ use crate::{
     config::UpstreamIndex,
     owner::Quality,
     proxy::{
-        X_REQUEST_ID, X_TIMEOUT,
+        X_TIMEOUT,
         connection::{Connection, OnConnection},
         meter::{EndpointId, Tracked},
-        new_request_id,
         record::{Leg, RequestLine, RequestRecord},
-        retry,
+        request_id, retry,
         route::{Asked, Lines, Route},
         tenant,
     },
@@ -103,10 +101,7 @@ impl Lane {
             |name| head.line(name),
         );
         record.tenant = named;
-        let id = head
-            .line(&X_REQUEST_ID)
-            .filter(|id| !id.is_empty() && id.len() <= 128)
-            .map_or_else(|| Cow::Owned(new_request_id()), Cow::Borrowed);
+        let id = request_id(|name| head.line(name));
         record.begin(RequestLine::new(
             (&id, head.host, path),
             head.method.clone(),

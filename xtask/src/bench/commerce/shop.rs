@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
+use super::apart::Reading;
 use super::{CONNECTIONS, Row};
 use crate::bench::edgemeter;
 use crate::bench::open_loop::{self, Arrivals, Plan};
@@ -160,7 +161,9 @@ impl Shop {
             skus: (1001..1001 + skus).map(|sku| sku.to_string()).collect(),
             may_die: false,
         };
-        let before = self.revenue_minor(&service)?;
+        let pids = (service.process.pid(), gateway.as_ref().map(Process::pid));
+        let read = || Reading::take(service.scrape()?, pids.0, pids.1);
+        let before = read()?;
         let outcome = match (through, ledger) {
             (Through::Gateway, _) => self.hosts.client.run(|| open_loop::run(&plan))??,
             // The cable between gateway and service, without the gateway.
@@ -169,7 +172,9 @@ impl Shop {
             }
             (Through::Direct, Ledger::Distributed) => open_loop::run(&plan)?,
         };
-        let revenue_minor = self.revenue_minor(&service)?.saturating_sub(before);
+        let after = read()?;
+        let revenue_minor = after.revenue_minor().saturating_sub(before.revenue_minor());
+        let apart = after.since(&before, outcome.took)?;
         drop(gateway);
         if through == Through::Gateway {
             edgemeter::detach();
@@ -188,6 +193,7 @@ impl Shop {
             case: name.to_owned(),
             outcome,
             revenue_minor,
+            apart,
         })
     }
 
@@ -263,12 +269,6 @@ impl Shop {
         let ready = self.hosts.client.run(|| wait_for(address, "/readyz"))?;
         ready.with_context(|| process.last_words())?;
         Ok(process)
-    }
-
-    fn revenue_minor(&self, service: &Service<'_>) -> Result<u64> {
-        let scraped = service.scrape()?;
-        let sum = scraped.sum("commerce_revenue_minor_units_total", |_| true);
-        Ok(u64::try_from(sum)?)
     }
 
     /// Proves the database with the product's own command, and returns how many orders it has.
