@@ -27,6 +27,7 @@ use crate::{
     config::{self, AccessLogTarget},
     owner::Quality,
     slots::{Connection, RangeTicket},
+    trace::{SpanId, Trace},
     units::PayloadBytes,
 };
 
@@ -89,6 +90,10 @@ pub struct Entry<'a> {
     pub client_leg: Option<Leg>,
     /// Every attempt at a peer, in order.
     pub attempts: Vec<Attempt>,
+    /// Its place in a trace; None when it is not recorded.
+    pub trace: Option<&'a Trace>,
+    /// What vendors said about the trace.
+    pub trace_state: Option<&'a str>,
 }
 
 /// Who asked.
@@ -102,7 +107,18 @@ pub enum ClientAddress {
     Unknown,
 }
 
+impl std::fmt::Display for ClientAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Socket(socket) => socket.fmt(f),
+            Self::Named(ip) => ip.fmt(f),
+            Self::Unknown => Ok(()),
+        }
+    }
+}
+
 /// A try at one peer.
+#[derive(Clone)]
 pub struct Attempt {
     /// Where.
     pub peer: SocketAddr,
@@ -110,6 +126,8 @@ pub struct Attempt {
     pub timing: AttemptTiming,
     /// The upstream connection; None when there was none, or the kernel side does not know it.
     pub leg: Option<Leg>,
+    /// Its span; None when the request is not recorded.
+    pub span: Option<SpanId>,
 }
 
 /// How a try went. Times are since the request's header was parsed.
@@ -132,6 +150,7 @@ pub struct AttemptTiming {
 }
 
 /// One connection's part of the request.
+#[derive(Clone)]
 pub struct Leg {
     /// Where the ranges are.
     pub connection: Arc<Connection>,
@@ -350,7 +369,7 @@ impl Entry<'_> {
 
 impl Leg {
     /// True when the kernel has sent every payload byte once.
-    fn settled(&self) -> bool {
+    pub(crate) fn settled(&self) -> bool {
         let Some((ticket, written)) = self.tickets.first().copied().zip(self.written) else {
             return true;
         };
@@ -366,8 +385,9 @@ impl Leg {
             .is_none_or(|range| range.first_payload_bytes >= expected)
     }
 
-    /// What the wire did: bytes are null when the range was overwritten before it could be read.
-    fn write(&self, out: &mut Vec<u8>) {
+    /// Wire bytes and retransmitted frames sent; None when the range was overwritten before it
+    /// could be read.
+    pub(crate) fn sent(&self) -> (Option<u64>, Option<u64>) {
         let (mut sent, mut retransmits) = (Some(0), Some(0));
         for ticket in &self.tickets {
             let read = self.connection.read(*ticket);
@@ -376,6 +396,12 @@ impl Leg {
                 .zip(read)
                 .map(|(sum, range)| sum + range.retransmit_frames);
         }
+        (sent, retransmits)
+    }
+
+    /// What the wire did.
+    fn write(&self, out: &mut Vec<u8>) {
+        let (sent, retransmits) = self.sent();
         key(out, b"{\"received_bytes\":");
         number(out, self.received_wire_bytes);
         key(out, b",\"sent_bytes\":");
@@ -384,6 +410,8 @@ impl Leg {
         optional(out, retransmits, number);
         key(out, b",\"srtt_us\":");
         number(out, self.srtt_us);
+        key(out, b",\"connection\":");
+        number(out, self.connection.cookie());
         key(out, b",\"quality\":");
         text(out, self.quality.as_str());
         out.push(b'}');
@@ -491,6 +519,11 @@ fn write_line(out: &mut Vec<u8>, entry: Entry<'_>, wires: &mut impl Wires) {
     number(out, entry.response_body.0);
     key(out, b",\"error\":");
     optional(out, entry.error, text);
+    key(out, b",\"trace\":");
+    optional(out, entry.trace, |out, trace| {
+        // Writing to memory cannot fail.
+        let _ = write!(out, "\"{}\"", trace.id);
+    });
     key(out, b",\"wire\":");
     optional(out, entry.client_leg, |out, leg| wires.wire(out, leg));
     key(out, b",\"wire_settled\":");
@@ -609,8 +642,11 @@ mod tests {
                         ..AttemptTiming::default()
                     },
                     leg: None,
+                    span: None,
                 })
                 .into(),
+            trace: None,
+            trace_state: None,
         }
     }
 

@@ -4,14 +4,7 @@
 pub mod client;
 pub mod token;
 
-use std::{
-    collections::HashSet,
-    net::SocketAddr,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use http::{Method, Response, header};
@@ -20,33 +13,47 @@ use prometheus_client::{encoding::text::encode, registry::Registry};
 
 use crate::{
     cache::{Selection, Store},
+    census::{AGES, Census},
     connections::{Connections, Filter},
     export::WireView,
     kernel::events::monotonic_ns,
+    profile::{ProfileError, Profiler},
     reload::Reloader,
+    serve::Serving,
+    upgrade::Giver,
 };
 use token::Token;
 
 /// The page at `/`: no server-side part, it reads `/metrics`.
 const PAGE: &str = include_str!("admin/page.html");
 
+/// How long `/profile` samples unless it is said.
+const PROFILE_SECONDS: u64 = 10;
+/// The oldest that `/tasks` lists.
+const OLDEST: usize = 50;
+
 /// Serves `/`, `/metrics`, `/livez` and `/readyz` to everybody; with the token `GET /config`,
-/// `/connections` and `/events`, and `POST /reload`.
+/// `/connections`, `/events`, `/tasks` and `/profile`, and `POST /reload`, `/upgrade` and
+/// `/cache/purge`.
 pub struct Admin {
     /// Every metric.
-    pub registry: Registry,
+    pub registry: Arc<Registry>,
     /// What the collector published last.
     pub view: Arc<Mutex<WireView>>,
     /// What sockets told.
     pub connections: Arc<Connections>,
-    /// Listeners, to be bound before the gateway is ready.
-    pub listeners: Vec<SocketAddr>,
-    /// True once all of them were seen listening.
-    pub listening: AtomicBool,
+    /// How far the process is.
+    pub serving: Arc<Serving>,
     /// Opens what changes the gateway.
     pub token: Token,
     /// Brings the file into force again.
     pub reloader: Arc<Reloader>,
+    /// Hands over to another process.
+    pub giver: Arc<Giver>,
+    /// What is alive.
+    pub census: Arc<Census>,
+    /// Where CPU time goes.
+    pub profiler: Arc<Profiler>,
     /// What `POST /cache/purge` empties.
     pub cache: &'static Store,
 }
@@ -58,7 +65,14 @@ impl ServeHttp for Admin {
         let (method, path) = (request.method.clone(), request.uri.path().to_owned());
         if matches!(
             path.as_str(),
-            "/config" | "/reload" | "/connections" | "/events" | "/cache/purge"
+            "/config"
+                | "/reload"
+                | "/upgrade"
+                | "/connections"
+                | "/events"
+                | "/tasks"
+                | "/profile"
+                | "/cache/purge"
         ) {
             let given = request.headers.get(header::AUTHORIZATION);
             if !self
@@ -107,6 +121,20 @@ impl Admin {
                     Err(panicked) => answer(500, "text/plain", format!("{panicked}\n")),
                 }
             }
+            (&Method::GET, "/tasks") => self.tasks(),
+            (&Method::GET, "/profile") => self.profile(query).await,
+            (&Method::POST, "/upgrade") => {
+                let giver = Arc::clone(&self.giver);
+                match tokio::task::spawn_blocking(move || giver.upgrade()).await {
+                    Ok(Ok(pid)) => answer(
+                        200,
+                        "text/plain",
+                        format!("process {pid} serves; the one before it drains\n"),
+                    ),
+                    Ok(Err(failed)) => answer(409, "text/plain", format!("{failed}\n")),
+                    Err(panicked) => answer(500, "text/plain", format!("{panicked}\n")),
+                }
+            }
             (&Method::POST, "/cache/purge") => match selection(query) {
                 Ok(selection) => {
                     let count = self.cache.purge(&selection);
@@ -118,7 +146,9 @@ impl Admin {
             _ => answer(
                 405,
                 "text/plain",
-                "GET /config, /connections or /events, or POST /reload or /cache/purge\n".into(),
+                "GET /config, /connections, /events, /tasks or /profile, or POST /reload, \
+                 /upgrade or /cache/purge\n"
+                    .into(),
             ),
         }
     }
@@ -150,12 +180,14 @@ impl Admin {
 
     /// Ready means serving; a degraded observer is said, not hidden, and does not fail it.
     fn readiness(&self) -> Response<Vec<u8>> {
-        if !self.is_listening() {
-            return answer(
-                503,
-                "application/json",
-                "{\"status\":\"starting\"}\n".into(),
-            );
+        let status = match (self.serving.is_leaving(), self.serving.is_serving()) {
+            (true, _) => Some("leaving"),
+            (false, false) => Some("starting"),
+            (false, true) => None,
+        };
+        if let Some(status) = status {
+            let body = serde_json::json!({ "status": status });
+            return answer(503, "application/json", format!("{body}\n"));
         }
         let (degraded, ledger) = {
             let view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
@@ -188,19 +220,44 @@ impl Admin {
 }
 
 impl Admin {
-    /// pingora starts its services side by side and says nothing when a listener is bound: ask
-    /// the kernel, until it has been so once.
-    fn is_listening(&self) -> bool {
-        if self.listening.load(Ordering::Relaxed) {
-            return true;
+    /// What is alive, and the oldest of it.
+    fn tasks(&self) -> Response<Vec<u8>> {
+        let body = serde_json::json!({
+            "counts": self.census.counts(),
+            "ages_seconds": AGES.map(|age| age.as_secs()),
+            "oldest": self.census.oldest(OLDEST),
+        });
+        answer(200, "application/json", format!("{body}\n"))
+    }
+
+    /// `seconds=…`, 10 when it is not said.
+    async fn profile(&self, query: &str) -> Response<Vec<u8>> {
+        let seconds = match query.strip_prefix("seconds=") {
+            None if query.is_empty() => Ok(PROFILE_SECONDS),
+            // Out of range, like any number that is.
+            Some(text) => Ok(text.parse().unwrap_or(0)),
+            None => Err(()),
+        };
+        let Ok(seconds) = seconds else {
+            return answer(
+                400,
+                "text/plain",
+                "give seconds, such as ?seconds=10\n".into(),
+            );
+        };
+        let profiler = Arc::clone(&self.profiler);
+        match tokio::task::spawn_blocking(move || profiler.take(seconds)).await {
+            Ok(Ok(svg)) => answer(200, "image/svg+xml", svg),
+            Ok(Err(error)) => {
+                let status = match error {
+                    ProfileError::Seconds => 400,
+                    ProfileError::UnderWay => 409,
+                    ProfileError::Sampling(_) => 500,
+                };
+                answer(status, "text/plain", format!("{error}\n"))
+            }
+            Err(panicked) => answer(500, "text/plain", format!("{panicked}\n")),
         }
-        let bound = listening_ports();
-        let all = self
-            .listeners
-            .iter()
-            .all(|address| bound.contains(&address.port()));
-        self.listening.store(all, Ordering::Relaxed);
-        all
     }
 }
 
@@ -242,24 +299,6 @@ fn percent_decoded(text: &str) -> Option<String> {
         bytes.push(u8::try_from(value).ok()?);
     }
     String::from_utf8(bytes).ok()
-}
-
-/// Ports with a listening TCP socket in this network namespace.
-fn listening_ports() -> HashSet<u16> {
-    // State of a listening socket in these tables.
-    const LISTEN: &str = "0A";
-    ["/proc/self/net/tcp", "/proc/self/net/tcp6"]
-        .iter()
-        .filter_map(|path| std::fs::read_to_string(path).ok())
-        .flat_map(|table| {
-            let ports = table.lines().skip(1).filter_map(|line| {
-                let mut fields = line.split_whitespace().skip(1);
-                let port = fields.next()?.rsplit(':').next()?;
-                (fields.nth(1)? == LISTEN).then(|| u16::from_str_radix(port, 16).ok())?
-            });
-            ports.collect::<Vec<_>>()
-        })
-        .collect()
 }
 
 fn json<T: serde::Serialize>(rows: &[T]) -> Response<Vec<u8>> {

@@ -4,68 +4,82 @@
 //! Stop: proxy drains → last counters posted → ledger synced → access log written. The programs
 //! stay attached: what happens until the next start is counted and posted then.
 
+mod listening;
+mod observing;
+
 use std::{
     collections::HashMap,
     path::Path,
-    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use flow_abi::{Connection, Endpoint, side};
-use pingora::{
-    apps::http_app::ServeHttp,
-    listeners::{L4BufferSettings, ListenerConfig},
-    proxy::http_proxy,
-    server::{RunArgs, Server, configuration::ServerConf},
-    services::listening::Service,
-};
 use prometheus_client::registry::Registry;
 
 use crate::{
     access_log::AccessLog,
+    acme,
     admin::{Admin, token::Token},
-    attribution::{Claims, Watermarks},
+    attribution::Claims,
     budget::{BudgetThread, Budgets},
     cache::{Bounds, Store},
-    class::Classes,
+    census::Census,
+    class::{ClassId, Classes},
     collector::{Collector, CollectorThread},
-    config::{
-        self, Attach, Config, KernelLog, Limits, ListenerIndex, Observe, PeerAddress, PushSink,
-        UpstreamIndex,
-    },
+    config::{self, Cidr, Config, ListenerIndex, PeerAddress, PushSink, UpstreamIndex},
     connections::{self, Connections, Watcher, WatcherThread},
+    duties::Duties,
     export::{
-        BudgetMetrics, ConfigMetrics, ConnectionMetrics, EdgeMetrics, KernelTables, LevelMetrics,
-        PushMetrics, RequestMetrics, UpstreamMetrics, WireMetrics, WireView,
+        AcmeMetrics, BudgetMetrics, CensusMetrics, ConfigMetrics, ConnectionMetrics, EdgeMetrics,
+        KernelTables, LevelMetrics, OtlpMetrics, ProfileMetrics, PushMetrics, RequestMetrics,
+        UpstreamMetrics, WireMetrics, WireView,
     },
-    kernel::{
-        AttachMode, Kernel, NamedEndpoint, Observer, ObserverThread, Options, Selection, Watch,
-    },
-    ledger::{Fault, Ledger},
+    kernel::{Kernel, NamedEndpoint, ObserverThread, Watch},
+    ledger::{Fault, Ledger, Taken},
+    otlp::Exporter,
     owner::Owners,
+    profile::Profiler,
     proxy::{
-        Gateway, ResponseCache, Shared,
+        ResponseCache, Shared,
         alarm::Alarm,
-        app::MeteredApp,
         generation::{Generation, Names},
         hints::Learned,
-        lane::{Lane, Pools},
         meter::{EndpointId, Meter},
         mirror::Mirroring,
     },
-    push::{PushView, Pushes},
+    push::PushView,
     reload::{self, Reloader},
-    retention::RetentionThread,
+    serve::{Serving, Sockets},
     slots::Slots,
+    trace::Sampler,
+    upgrade::{self, Giver, GiverParts, Predecessor},
 };
+use observing::{Site, attach_beside, name_beside};
+pub use observing::{kernel_options, selection};
 
-/// Serves until SIGTERM (drains) or SIGINT (at once).
+/// Serves until SIGTERM (drains), SIGINT (at once) or an upgrade; with `take_over` in place of the
+/// process that started this one ([`crate::upgrade`]).
 ///
 /// # Errors
 /// The configuration is wrong, the ledger or the access log cannot be opened, a certificate cannot be loaded, or the kernel
 /// side is required and does not work.
-pub fn run(path: &Path) -> anyhow::Result<()> {
+pub fn run(path: &Path, take_over: bool) -> anyhow::Result<()> {
+    if !take_over {
+        return serve_until_end(path, None);
+    }
+    let predecessor = Predecessor::at_standard_input()?;
+    let said = predecessor.excuse()?;
+    let result = serve_until_end(path, Some(predecessor));
+    if let Err(error) = &result {
+        // Too late for it once this process serves.
+        said.refuse(error);
+    }
+    result
+}
+
+fn serve_until_end(path: &Path, mut predecessor: Option<Predecessor>) -> anyhow::Result<()> {
     let config = Config::load(path)?;
     std::fs::create_dir_all(&config.gateway.state_dir).with_context(|| {
         format!(
@@ -73,42 +87,49 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
             config.gateway.state_dir.display()
         )
     })?;
-    let (ledger, unusable) = open_ledger(&config)?;
-    let _posting_alone = match &unusable {
-        None => Some(ledger.take()?),
-        Some(_) => None,
-    };
+    let (ledger, unusable) = open_ledger(&config, predecessor.as_ref())?;
+    let taken_ledger = take_ledger(&ledger, unusable.is_some(), predecessor.as_mut())?;
     ledger.push_to(config.push.iter().map(PushSink::outbox).collect());
     let push_view = PushView::default();
     let owners = Arc::new(Owners::new(ledger.owners()?, Box::new(ledger.clone())));
+    owners.share(predecessor.is_some());
     let classes = Arc::new(Classes::new(ledger.classes()?, Box::new(ledger.clone())));
     let claims = Arc::new(Claims::default());
     let view = Arc::new(Mutex::new(WireView::default()));
 
-    let observed = match unusable {
+    let prepared = match unusable.clone() {
         // The programs of an earlier start count on, and nobody takes them over.
         Some(reason) => {
             lock(&view).ledger_error = Some(reason.clone());
             Err(reason)
         }
-        None => observe(&config, &ledger, &owners, &classes, &claims)?,
+        None => {
+            let site = Site {
+                config: &config,
+                ledger: &ledger,
+                owners: &owners,
+                classes: &classes,
+                claims: &claims,
+            };
+            site.prepare(predecessor.as_mut())?
+        }
     };
-    if let Err(reason) = &observed {
-        lock(&view).degraded = Some(reason.clone());
-        lock(&view).balances = ledger.balances()?;
-    }
-    let (kernel, slots, meter, watch, observers) = match observed {
-        Ok(Observed {
-            kernel,
-            slots,
-            meter,
-            watch,
-            observers,
-        }) => (Some(kernel), Some(slots), meter, watch, observers),
+    let (mut kernel_side, meter, watch) = match prepared {
+        Ok(prepared) => {
+            let side = KernelSide {
+                kernel: prepared.kernel,
+                slots: prepared.slots,
+                classes: prepared.classes,
+                observers: prepared.observers,
+            };
+            (Some(side), prepared.meter, prepared.watch)
+        }
         Err(reason) => {
             log::warn!("running degraded, wire bytes are not counted: {reason}");
+            lock(&view).degraded = Some(reason);
+            lock(&view).balances = ledger.balances()?;
             let meter = Meter::new(None, Arc::clone(&owners), Arc::clone(&claims));
-            (None, None, meter, None, Vec::new())
+            (None, meter, None)
         }
     };
 
@@ -117,6 +138,7 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
     metrics.expect(&config);
     let edge = EdgeMetrics::new(&config, &mut registry);
     let config_metrics = ConfigMetrics::new(&mut registry);
+    let acme_metrics = AcmeMetrics::new(&mut registry);
     registry.register_collector(Box::new(WireMetrics::new(
         Arc::clone(&view),
         Arc::clone(&owners),
@@ -126,7 +148,6 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
     if !config.push.is_empty() {
         registry.register_collector(Box::new(PushMetrics::new(Arc::clone(&push_view))));
     }
-    let pushes = Pushes::start(&config.push, &ledger, &push_view)?;
     let budgets = Arc::new(Budgets::new(config.budgets.clone()));
     let budget_thread = if config.budgets.is_empty() {
         None
@@ -142,8 +163,6 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
         Some(started.context("cannot start the budget thread")?)
     };
     ledger.begin_by_second(!config.retention.seconds.is_zero());
-    let retention = RetentionThread::start(ledger.clone(), config.retention, Arc::clone(&view))
-        .context("cannot start the retention thread")?;
     let access_log = config
         .access_log
         .as_ref()
@@ -155,6 +174,17 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
         disk: (config.cache.directory.clone()).map(|path| (path, config.cache.disk_bytes_max)),
     };
     let cache = Store::open(&bounds).context("cache.directory")?;
+    let tracing = config.tracing.clone();
+    let exporter = tracing
+        .as_ref()
+        .map(|tracing| Exporter::start(tracing, &config.gateway.id))
+        .transpose()
+        .context("cannot start the exporter of traces")?;
+    if let Some(exporter) = &exporter {
+        registry.register_collector(Box::new(OtlpMetrics(Arc::clone(&exporter.counts))));
+    }
+    let census = Arc::new(Census::default());
+    registry.register_collector(Box::new(CensusMetrics(Arc::clone(&census))));
     let shared = Arc::new(Shared {
         generation: ArcSwap::from_pointee(Generation::first(config, &meter)?),
         meter,
@@ -168,6 +198,10 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
         background: background()?,
         cache: ResponseCache::new(cache),
         learned: Learned::default(),
+        census: Arc::clone(&census),
+        challenges: acme::Challenges::default(),
+        sampler: Sampler::new(tracing.as_ref().map(|tracing| tracing.parts_per_million)),
+        exporter,
     });
     registry.register_collector(Box::new(UpstreamMetrics(Arc::clone(&shared))));
     {
@@ -176,69 +210,220 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
     }
     registry.register_collector(Box::new(LevelMetrics(Arc::clone(&shared))));
     let config = shared.generation.load().config.clone();
-    let namespaces = kernel.as_ref().map(|kernel| &kernel.namespaces.observed);
-    let namespaces = namespaces.into_iter().flatten().cloned().collect();
-    let (connections, watcher) = watch_connections(&shared, watch, namespaces, &mut registry)?;
-    let endpoint_map = kernel
+    let endpoint_map = kernel_side
         .as_ref()
-        .map(|kernel| kernel.maps.endpoint_map())
+        .map(|side| side.kernel.maps.endpoint_map())
         .transpose()?;
     let reloader = Arc::new(Reloader::new(
         path,
         Arc::clone(&shared),
-        config_metrics,
+        config_metrics.clone(),
         endpoint_map,
         kernel_endpoints,
         reload::background().context("cannot start the background thread")?,
     ));
-    // Before the first request: peers' names lead somewhere.
-    reloader.resolve();
-    reload::watch(&reloader).context("cannot wait for SIGHUP")?;
-    let collector = start_collector(kernel, slots, claims, ledger, &shared, &view, &config)?;
+    let inherited = predecessor
+        .as_mut()
+        .map(|other| std::mem::take(&mut other.sockets));
+    let sockets = Sockets::bind(&config, inherited.unwrap_or_default())?;
+    let serving = Serving::new(&config, sockets, census)?;
+    let token = Token::load_or_make(&config.admin.token_file)?;
 
+    // Before the first request: peers' names lead somewhere.
+    reloader.look_up();
+    let drained = Arc::new(());
+    if let Some(other) = &predecessor {
+        let slots = other.ready()?;
+        // From here on the other process neither posts nor changes anything in the kernel.
+        if let Some(side) = &mut kernel_side {
+            if other.meters() {
+                side.slots.receive(slots);
+            }
+            name_beside(&reloader, &drained)?;
+            side.observers = attach_beside(
+                &config,
+                &mut side.kernel,
+                &side.slots,
+                &side.classes,
+                &shared.meter,
+            )?;
+        }
+        if unusable.is_none() && ledger.place().is_shared() {
+            ledger.take()?;
+        }
+    } else {
+        reloader.name_endpoints()?;
+    }
+    reload::watch(&reloader).context("cannot wait for SIGHUP")?;
+
+    let namespaces = kernel_side.as_ref();
+    let namespaces = namespaces.map(|side| &side.kernel.namespaces.observed);
+    let namespaces = namespaces.into_iter().flatten().cloned().collect();
+    let (connections, watcher) = watch_connections(&shared, watch, namespaces, &mut registry)?;
+    let duties = Arc::new(Duties::new(
+        ledger.clone(),
+        unusable.is_none(),
+        config.push.clone(),
+        push_view,
+        config.retention,
+        Arc::clone(&view),
+    ));
+    let slots = kernel_side.as_ref().map(|side| Arc::clone(&side.slots));
+    let parts = GiverParts {
+        config: path.to_owned(),
+        ready_limit: config.gateway.upgrade_timeout,
+        serving: Arc::clone(&serving),
+        reloader: Arc::clone(&reloader),
+        duties: Arc::clone(&duties),
+        slots: slots.clone(),
+        owners: Arc::clone(&owners),
+        epoch: kernel_side.as_ref().map(|side| side.kernel.epoch.clone()),
+        ledger: unusable.is_none().then(|| ledger.place().to_string()),
+        pins_lock: match &kernel_side {
+            Some(side) => side.kernel.second_hold()?,
+            None => None,
+        },
+        ledger_lock: match &taken_ledger {
+            Some(taken) => taken.second_hold()?,
+            None => None,
+        },
+        attach_again: kernel_side
+            .iter()
+            .flat_map(|side| &side.observers)
+            .map(ObserverThread::again)
+            .collect(),
+        taken: None,
+        metrics: config_metrics,
+    };
+    let (collector, observers) = match kernel_side {
+        Some(side) => {
+            let (collector, observers) =
+                side.start_collector(&claims, &ledger, &shared, &view, &config)?;
+            (collector, observers)
+        }
+        None => (None, Vec::new()),
+    };
+    duties.begin(collector)?;
+    let taken = predecessor
+        .map(|other| other.succeed(Arc::clone(&serving), claims, owners, slots, drained))
+        .transpose()
+        .context("cannot start the thread that follows the process before this one")?;
+    let giver = Arc::new(Giver::new(GiverParts { taken, ..parts }).context("own program")?);
+    upgrade::watch(&giver, &shared.background).context("cannot wait for SIGUSR2")?;
+    shared.background.spawn(acme::look_after(
+        Arc::clone(&shared),
+        Arc::clone(&reloader),
+        Arc::clone(&serving),
+        acme_metrics,
+    ));
+
+    let profiler = Arc::new(Profiler::default());
+    registry.register_collector(Box::new(ProfileMetrics(Arc::clone(&profiler))));
+    let registry = Arc::new(registry);
+    if let Some(exporter) = &shared.exporter {
+        exporter.export_metrics(&registry);
+    }
     let admin = Admin {
         registry,
         view: Arc::clone(&view),
         connections,
-        // Port 0 is the kernel's choice, which nobody can wait for.
-        listeners: config
-            .listeners
-            .iter()
-            .map(|listener| listener.address)
-            .filter(|address| address.port() != 0)
-            .collect(),
-        listening: AtomicBool::new(false),
-        token: Token::load_or_make(&config.admin.token_file)?,
+        serving: Arc::clone(&serving),
+        token,
         reloader,
+        giver,
         cache: shared.cache.store,
+        census: Arc::clone(&shared.census),
+        profiler,
     };
-    serve(&shared, &config, admin)?;
+    listening::serve(&shared, &config, &serving, admin);
 
     for observer in observers {
         observer.stop();
     }
-    if let Some(collector) = collector {
-        collector.stop();
-        log::info!("posted; the kernel keeps counting until `edgemeter detach`");
-    }
+    duties.end();
     if let Some(watcher) = watcher {
         watcher.stop();
     }
-    pushes.stop();
     if let Some(thread) = budget_thread {
         thread.stop();
     }
-    retention.stop();
     if let Some(log) = &shared.access_log {
         log.close();
     }
-    log::info!("stopped");
+    if let Some(exporter) = &shared.exporter {
+        exporter.close();
+    }
+    log::info!("stopped; the kernel keeps counting until `edgemeter detach`");
     Ok(())
 }
 
+/// What of the kernel side the process keeps in hand until the collector has it.
+struct KernelSide {
+    kernel: Kernel,
+    slots: Arc<Slots>,
+    classes: Vec<(Cidr, ClassId)>,
+    observers: Vec<ObserverThread>,
+}
+
+impl KernelSide {
+    fn start_collector(
+        self,
+        claims: &Arc<Claims>,
+        ledger: &Ledger,
+        shared: &Arc<Shared>,
+        view: &Arc<Mutex<WireView>>,
+        config: &Config,
+    ) -> anyhow::Result<(Option<CollectorThread>, Vec<ObserverThread>)> {
+        let Some(observe) = &config.observe else {
+            return Ok((None, self.observers));
+        };
+        let collector = Collector::new(
+            self.kernel,
+            self.slots,
+            Arc::clone(claims),
+            ledger.clone(),
+            Arc::clone(shared),
+            Arc::clone(view),
+            self.classes,
+        )?;
+        let started = collector.start(observe.collect_interval);
+        Ok((
+            Some(started.context("cannot start the collector")?),
+            self.observers,
+        ))
+    }
+}
+
+/// The right to post, at once or from a process that lets go of it later.
+fn take_ledger(
+    ledger: &Ledger,
+    is_stand_in: bool,
+    predecessor: Option<&mut Predecessor>,
+) -> anyhow::Result<Option<Taken>> {
+    if is_stand_in {
+        return Ok(None);
+    }
+    let Some(other) = predecessor else {
+        return Ok(Some(ledger.take()?));
+    };
+    match other.ledger_lock.take() {
+        Some(hold) => Ok(Some(Taken::from_hold(hold))),
+        // Shared: when it has let go. Or it had no use for the ledger.
+        None if ledger.place().is_shared() => Ok(None),
+        None => Ok(Some(ledger.take()?)),
+    }
+}
+
 /// The ledger; or one that stands in for it, and why: then the gateway serves and meters nothing.
-fn open_ledger(config: &Config) -> anyhow::Result<(Ledger, Option<String>)> {
+fn open_ledger(
+    config: &Config,
+    predecessor: Option<&Predecessor>,
+) -> anyhow::Result<(Ledger, Option<String>)> {
     let config::Gateway { ledger, id, .. } = &config.gateway;
+    if let Some(other) = predecessor {
+        other.expect_ledger(&ledger.to_string())?;
+        return Ok((Ledger::open_beside(ledger, id)?, None));
+    }
     let required = config
         .observe
         .as_ref()
@@ -250,109 +435,6 @@ fn open_ledger(config: &Config) -> anyhow::Result<(Ledger, Option<String>)> {
             Ok((Ledger::stand_in(ledger, id)?, Some(error.to_string())))
         }
         Err(error) => Err(error.into()),
-    }
-}
-
-struct Observed {
-    kernel: Kernel,
-    slots: Arc<Slots>,
-    meter: Meter,
-    watch: Option<Watch>,
-    observers: Vec<ObserverThread>,
-}
-
-/// Starts the kernel side; the inner error is why the gateway runs degraded.
-fn observe(
-    config: &Config,
-    ledger: &Ledger,
-    owners: &Arc<Owners>,
-    classes: &Classes,
-    claims: &Arc<Claims>,
-) -> anyhow::Result<Result<Observed, String>> {
-    let Some(observe) = &config.observe else {
-        return Ok(Err(
-            "observe is absent or disabled in the configuration".into()
-        ));
-    };
-    match observe_interfaces(config, observe, ledger, owners, classes, claims) {
-        Ok(observed) => Ok(Ok(observed)),
-        Err(error) if observe.required => {
-            Err(error.context("observe.required is true and the kernel side does not work"))
-        }
-        Err(error) => Ok(Err(format!("{error:#}"))),
-    }
-}
-
-fn observe_interfaces(
-    config: &Config,
-    observe: &Observe,
-    ledger: &Ledger,
-    owners: &Arc<Owners>,
-    classes: &Classes,
-    claims: &Arc<Claims>,
-) -> anyhow::Result<Observed> {
-    let mut kernel = Kernel::load(&kernel_options(observe))?;
-    for notice in &kernel.notices {
-        log::warn!("{notice}");
-    }
-    // Before the listeners are made: their accepted connections inherit whose they are.
-    kernel.namespaces.begin()?;
-    let watch = Some(kernel.watch()?);
-    let (socket_slots, flows) = (kernel.socket_slots.try_clone()?, kernel.flows.try_clone()?);
-    let slots = Slots::open(&kernel.slots, socket_slots, flows, kernel.slots_len)
-        .context("cannot map the connection slots")?;
-    begin_epoch(&kernel, &slots, ledger, owners, classes)?;
-    set_classes(&kernel, config, classes)?;
-    let meter = Meter::new(
-        Some(Arc::clone(&slots)),
-        Arc::clone(owners),
-        Arc::clone(claims),
-    );
-    // Numbers are the same however often they are asked for.
-    let generation = Generation::first(config.clone(), &meter)?;
-    kernel
-        .maps
-        .set_endpoints(&kernel_endpoints(&generation, &Names::new()))?;
-    let mode = match observe.attach {
-        Attach::Auto => AttachMode::Auto,
-        Attach::Tcx => AttachMode::Tcx,
-        Attach::Clsact => AttachMode::Clsact,
-    };
-    let selection = selection(observe);
-    let mut own = kernel.observer(selection.clone(), mode)?;
-    own.begin()?;
-    let names = Arc::clone(&kernel.names);
-    slots.observe(Box::new(move || names.own_numbers()));
-    let mut observers = vec![own.start().context("cannot follow interfaces")?];
-    let named: Vec<&str> = observe.namespaces.iter().map(|n| n.name.as_str()).collect();
-    kernel.keep_namespaces(&named)?;
-    for namespace in &observe.namespaces {
-        let place = (namespace.name.as_str(), namespace.path.as_path());
-        let started = kernel
-            .observer_in(&kernel_options(observe), place, selection.clone(), mode)
-            .and_then(Observer::start_inside);
-        match started {
-            Ok(observer) => observers.push(observer),
-            Err(error) if observe.required => return Err(error.into()),
-            Err(error) => log::warn!("{error}; the other namespaces are observed"),
-        }
-    }
-    Ok(Observed {
-        kernel,
-        slots,
-        meter,
-        watch,
-        observers,
-    })
-}
-
-/// Which interfaces the configuration asks for.
-#[must_use]
-pub fn selection(observe: &Observe) -> Selection {
-    Selection {
-        include: observe.interfaces.clone(),
-        exclude: observe.exclude.clone(),
-        boundary: observe.boundary.clone(),
     }
 }
 
@@ -404,62 +486,6 @@ fn watch_connections(
     Ok((connections, watcher))
 }
 
-/// Ties the ledger to the kernel's counters before anything new is counted: what they held under
-/// another ledger is not posted to this one, and the numbers they bear are not given again.
-fn begin_epoch(
-    kernel: &Kernel,
-    slots: &Slots,
-    ledger: &Ledger,
-    owners: &Owners,
-    classes: &Classes,
-) -> anyhow::Result<()> {
-    let reading = kernel.maps.read()?;
-    let opening = Watermarks {
-        accounts: reading.accounts,
-        interfaces: reading.interfaces,
-    };
-    let used = opening != Watermarks::default();
-    if ledger.begin_epoch(&kernel.epoch, &opening)? && used {
-        log::warn!(
-            "the kernel's counters belong to another ledger: this one begins with what they gain \
-             from now on"
-        );
-    }
-    let (owner, class) = kernel.maps.highest_numbers()?;
-    owners.start_above(owner.max(slots.highest_owner()));
-    classes.start_above(crate::class::ClassId(class));
-    Ok(())
-}
-
-/// Numbers the configured classes and tells the kernel their prefixes.
-fn set_classes(kernel: &Kernel, config: &Config, classes: &Classes) -> anyhow::Result<()> {
-    let mut prefixes = Vec::new();
-    for class in &config.classes {
-        let id = classes.intern(class.name.as_str())?;
-        prefixes.extend(class.cidrs.iter().map(|cidr| (*cidr, id)));
-    }
-    kernel.maps.set_classes(&prefixes)?;
-    Ok(())
-}
-
-/// What the configuration asks of the kernel side.
-#[must_use]
-pub fn kernel_options(observe: &Observe) -> Options {
-    Options {
-        bpffs: Some(observe.bpffs.clone()),
-        flows_max: observe.flows_max,
-        connections_max: observe.connections_max,
-        accounts_max: observe.accounts_max,
-        log_level: match observe.kernel_log {
-            KernelLog::Off => 0,
-            KernelLog::Error => 1,
-            KernelLog::Warn => 2,
-            KernelLog::Info => 3,
-            KernelLog::Debug => 4,
-        },
-    }
-}
-
 /// The addresses that make a flow a listener's or an upstream's, with the owners of its bytes.
 fn kernel_endpoints(generation: &Generation, names: &Names) -> Vec<NamedEndpoint> {
     let config = &generation.config;
@@ -491,102 +517,6 @@ fn kernel_endpoints(generation: &Generation, names: &Names) -> Vec<NamedEndpoint
     named
 }
 
-fn start_collector(
-    kernel: Option<Kernel>,
-    slots: Option<Arc<Slots>>,
-    claims: Arc<Claims>,
-    ledger: Ledger,
-    shared: &Arc<Shared>,
-    view: &Arc<Mutex<WireView>>,
-    config: &Config,
-) -> anyhow::Result<Option<CollectorThread>> {
-    let Some((kernel, slots)) = kernel.zip(slots) else {
-        return Ok(None);
-    };
-    let Some(observe) = &config.observe else {
-        return Ok(None);
-    };
-    let interval = observe.collect_interval;
-    let collector = Collector::new(
-        kernel,
-        slots,
-        claims,
-        ledger,
-        Arc::clone(shared),
-        Arc::clone(view),
-    )?;
-    Ok(Some(
-        collector
-            .start(interval)
-            .context("cannot start the collector")?,
-    ))
-}
-
-/// Runs pingora until a signal.
-fn serve(shared: &Arc<Shared>, config: &Config, admin: Admin) -> anyhow::Result<()> {
-    let conf = ServerConf {
-        threads: config.gateway.threads.get(),
-        // Requests stay on the worker that accepted them: 15 % less CPU on small requests.
-        work_stealing: false,
-        grace_period_seconds: Some(config.gateway.grace.as_secs()),
-        graceful_shutdown_timeout_seconds: Some(1),
-        max_retries: 6,
-        upstream_keepalive_pool_size: 1024,
-        ..ServerConf::default()
-    };
-    let admin_address = ("admin.listen".to_owned(), config.admin.listen);
-    let listeners = config.listeners.iter();
-    let listeners = listeners.map(|l| (format!("listener {}", l.name), l.address));
-    for (name, address) in listeners.chain([admin_address]) {
-        // pingora panics where it cannot bind: find out first, and say which.
-        std::net::TcpListener::bind(address)
-            .with_context(|| format!("{name}: cannot listen on {address}"))?;
-    }
-    let mut server = Server::new_with_opt_and_conf(None, conf);
-    server.bootstrap();
-    let conf = Arc::clone(&server.configuration);
-    let pools = Arc::new(Pools::default());
-    for (index, listener) in config.listeners.iter().enumerate() {
-        let listener_index = ListenerIndex(index);
-        let gateway = Gateway {
-            shared: Arc::clone(shared),
-            listener: listener_index,
-        };
-        let mut proxy = http_proxy(&conf, gateway);
-        let mut options = pingora::apps::HttpServerOptions::default();
-        // The guard answers whether plain text may be HTTP/2, by the configuration in force.
-        options.h2c = true;
-        options.h2_idle_timeout = Some(listener.protection.limits.idle_timeout);
-        let mut h2 = pingora::protocols::http::v2::server::default_h2_options();
-        h2.max_concurrent_streams(listener.protection.limits.streams_max);
-        h2.max_header_list_size(header_list_size(&listener.protection.limits));
-        proxy.h2_options = Some(h2);
-        proxy.server_options = Some(options);
-        let app = MeteredApp {
-            proxy: Arc::new(proxy),
-            lane: Lane {
-                shared: Arc::clone(shared),
-                listener: listener_index,
-                pools: Arc::clone(&pools),
-            },
-            shared: Arc::clone(shared),
-            listener: listener_index,
-        };
-        let mut service = Service::new(format!("listener {}", listener.name), app);
-        let address = listener.address.to_string();
-        // TLS is the guard's: a reload may change it. Each lane has buffers of its own, and only
-        // while data moves: pingora's is 64 KiB a connection.
-        let unbuffered = L4BufferSettings::default().read(0);
-        service.add_listener(ListenerConfig::tcp(address).l4_buffer(unbuffered));
-        server.add_service(service);
-    }
-    let mut service = Service::new("admin".into(), admin);
-    service.add_tcp(&config.admin.listen.to_string());
-    server.add_service(service);
-    server.run(RunArgs::default());
-    Ok(())
-}
-
 /// A thread of its own for what no request waits for: keys, certificates.
 fn background() -> anyhow::Result<tokio::runtime::Handle> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -598,16 +528,6 @@ fn background() -> anyhow::Result<tokio::runtime::Handle> {
         .spawn(move || runtime.block_on(std::future::pending::<()>()))?;
     Ok(handle)
 }
-
-fn header_list_size(limits: &Limits) -> u32 {
-    u32::try_from(limits.header_bytes_max).unwrap_or(u32::MAX)
-}
-
-// The admin service is a ServeHttp; this keeps the bound next to its use.
-const _: fn() = || {
-    fn serves<T: ServeHttp>() {}
-    serves::<Admin>();
-};
 
 fn lock(view: &Mutex<WireView>) -> std::sync::MutexGuard<'_, WireView> {
     view.lock().unwrap_or_else(PoisonError::into_inner)

@@ -7,14 +7,16 @@ use std::{
     sync::{
         Arc, Mutex, PoisonError,
         atomic::Ordering,
-        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+        mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel},
     },
     thread::JoinHandle,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use crate::{
-    attribution::{Claims, Counters},
+    attribution::{Claim, Claims, Counters},
+    class::ClassId,
+    config::Cidr,
     export::WireView,
     kernel::{FlowWalk, Kernel},
     ledger::{Ledger, LedgerError, Poster, invariants},
@@ -43,11 +45,32 @@ pub struct Collector {
     ticks: u64,
     /// Why the ledger cannot be written, as logged.
     failing: Option<String>,
+    role: Role,
+    /// The kernel's class table as the configuration has it.
+    classes: Vec<(Cidr, ClassId)>,
+}
+
+/// Where claims go while another process posts; false when they did not arrive.
+pub type Forward = Box<dyn FnMut(&[Claim]) -> bool + Send>;
+
+/// Of all processes of a gateway one posts.
+enum Role {
+    Posting,
+    /// Another process is about to post. Claims wait.
+    Resting,
+    /// Another process posts, with our claims.
+    Forwarding(Forward),
+}
+
+enum Order {
+    Rest(SyncSender<Result<(), String>>),
+    Post,
+    Forward(Forward),
 }
 
 /// The running thread.
 pub struct CollectorThread {
-    stop: Sender<()>,
+    orders: Sender<Order>,
     thread: JoinHandle<()>,
 }
 
@@ -63,6 +86,7 @@ impl Collector {
         ledger: Ledger,
         shared: Arc<Shared>,
         view: Arc<Mutex<WireView>>,
+        classes: Vec<(Cidr, ClassId)>,
     ) -> Result<Self, LedgerError> {
         let poster = Poster::resume(ledger.clone(), &kernel.epoch)?;
         let balances = ledger.balances()?;
@@ -79,6 +103,8 @@ impl Collector {
             flows_looked_at: None,
             ticks: 0,
             failing: None,
+            role: Role::Posting,
+            classes,
         })
     }
 
@@ -87,19 +113,68 @@ impl Collector {
     /// # Errors
     /// No thread could be started.
     pub fn start(mut self, interval: Duration) -> std::io::Result<CollectorThread> {
-        let (stop, stopped) = channel();
+        let (orders, ordered) = channel();
         let thread = std::thread::Builder::new()
             .name("collector".into())
-            .spawn(move || {
-                while wait(&stopped, interval) {
-                    self.tick();
-                }
-                self.tick();
-            })?;
-        Ok(CollectorThread { stop, thread })
+            .spawn(move || self.run(&ordered, interval))?;
+        Ok(CollectorThread { orders, thread })
     }
 
-    fn tick(&mut self) {
+    fn run(&mut self, ordered: &Receiver<Order>, interval: Duration) {
+        loop {
+            match ordered.recv_timeout(interval) {
+                Err(RecvTimeoutError::Timeout) => {
+                    let _ = self.tick();
+                }
+                Ok(Order::Rest(answer)) => {
+                    let posted = self.tick();
+                    if posted.is_ok() {
+                        self.role = Role::Resting;
+                    }
+                    let _ = answer.send(posted);
+                }
+                Ok(Order::Post) => {
+                    // Another process may have posted, and may have changed the class table.
+                    self.poster.look_again();
+                    if let Err(error) = self.kernel.maps.set_classes(&self.classes) {
+                        log::error!("{error}");
+                    }
+                    self.role = Role::Posting;
+                }
+                Ok(Order::Forward(forward)) => self.role = Role::Forwarding(forward),
+                Err(RecvTimeoutError::Disconnected) => {
+                    let _ = self.tick();
+                    return;
+                }
+            }
+        }
+    }
+
+    /// What there is to do, by role.
+    ///
+    /// # Errors
+    /// Not everything could be posted now.
+    fn tick(&mut self) -> Result<(), String> {
+        match &mut self.role {
+            Role::Posting => return self.post(),
+            Role::Resting => {}
+            Role::Forwarding(forward) => {
+                let claims = self.claims.take();
+                if !claims.is_empty() && !forward(&claims) {
+                    log::error!(
+                        "{} claims did not reach the process that posts: their bytes stay \
+                         unclaimed",
+                        claims.len()
+                    );
+                }
+            }
+        }
+        self.slots.reclaim();
+        self.shared.meter.sweep();
+        Ok(())
+    }
+
+    fn post(&mut self) -> Result<(), String> {
         self.ticks += 1;
         if let Some(log) = &mut self.kernel.log {
             log.flush();
@@ -112,7 +187,7 @@ impl Collector {
                 self.claims.put_back(&claims);
                 log::error!("cannot read the kernel's counters: {error}; they keep counting");
                 self.publish(|view| view.commit_failures += 1);
-                return;
+                return Err(error.to_string());
             }
         };
         let gap_bytes = reading.gap_bytes();
@@ -140,9 +215,9 @@ impl Collector {
             if posted.postings.is_empty() {
                 self.publish(|view| {
                     view.commit_failures += 1;
-                    view.ledger_error = Some(error);
+                    view.ledger_error = Some(error.clone());
                 });
-                return;
+                return Err(error);
             }
         }
         if posted.failure.is_none() && self.failing.take().is_some() {
@@ -179,6 +254,9 @@ impl Collector {
                 view.silent = (minute as u64, hour as u64);
             }
         });
+        posted
+            .failure
+            .map_or(Ok(()), |error| Err(error.to_string()))
     }
 
     /// Goes on through the flow table: flows that are over go, and the pools are told how the
@@ -222,19 +300,34 @@ impl Collector {
 }
 
 impl CollectorThread {
-    /// Posts what is left and ends.
+    /// Posts once more and lets another process post; claims wait here meanwhile.
+    ///
+    /// # Errors
+    /// Not everything could be posted: this process goes on posting.
+    pub fn rest(&self) -> Result<(), String> {
+        let (answer, answered) = sync_channel(1);
+        let ended = |_| "the collector has ended".to_owned();
+        self.orders
+            .send(Order::Rest(answer))
+            .map_err(|error| ended(error.to_string()))?;
+        answered.recv().map_err(|error| ended(error.to_string()))?
+    }
+
+    /// Posts again: the other process did not come to it, or is gone.
+    pub fn post_again(&self) {
+        let _ = self.orders.send(Order::Post);
+    }
+
+    /// The other process posts. What this one's requests still claim goes there.
+    pub fn forward(&self, forward: Forward) {
+        let _ = self.orders.send(Order::Forward(forward));
+    }
+
+    /// Posts what is left, or hands it on, and ends.
     pub fn stop(self) {
-        drop(self.stop);
+        drop(self.orders);
         if self.thread.join().is_err() {
             log::error!("the collector panicked; the kernel keeps counting for the next start");
         }
     }
-}
-
-/// False when it is time to stop.
-fn wait(stopped: &Receiver<()>, interval: Duration) -> bool {
-    matches!(
-        stopped.recv_timeout(interval),
-        Err(RecvTimeoutError::Timeout)
-    )
 }

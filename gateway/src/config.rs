@@ -9,6 +9,7 @@
 //!
 //! Deliberately absent: environment variables and includes. What runs is what the file says.
 
+mod acme;
 mod auth;
 mod billing;
 mod book;
@@ -30,6 +31,7 @@ mod tenant;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod tracing;
 mod traffic;
 mod upstream;
 mod value;
@@ -48,6 +50,7 @@ use crate::ledger::{Place, Retention};
 use crate::money::{Currency, Rate};
 pub use crate::owner::Leg;
 
+pub use self::acme::Acme;
 pub use self::auth::{
     Algorithm, Authentication, ForwardAuth, ForwardAuthIndex, KeySource, RateStore, TokenIndex,
     TokenIssuer,
@@ -66,6 +69,7 @@ pub use self::route::{
 };
 pub use self::tenant::{HostTemplate, PathTemplate};
 pub use self::tls::{ClientCertificates, KeyPair, ProxyVersion, Tls, TlsVersion, UpstreamTls};
+pub use self::tracing::Tracing;
 pub use self::upstream::{
     Balance, CheckKind, Ejection, HashKey, HealthCheck, Peer, PeerAddress, Retry, Upstream,
     UpstreamLimits,
@@ -109,6 +113,8 @@ pub struct Config {
     pub push: Vec<PushSink>,
     /// What may be used, and what happens past it.
     pub budgets: Vec<Budget>,
+    /// Where spans and metrics go; None: nowhere.
+    pub tracing: Option<Tracing>,
     /// The file as it was written: what two configurations are compared by, and what the admin
     /// port shows.
     pub text: Arc<str>,
@@ -193,8 +199,12 @@ pub struct Gateway {
     pub ledger: Place,
     /// Worker threads.
     pub threads: NonZeroUsize,
-    /// How long requests may finish after SIGTERM.
+    /// How long connections may finish once no new ones are accepted.
     pub grace: Duration,
+    /// How long the gateway says that it is not ready and accepts all the same, after SIGTERM.
+    pub drain_delay: Duration,
+    /// How long a process that is to take over may take until it is ready.
+    pub upgrade_timeout: Duration,
     /// Which ways of moving bytes there are.
     pub lane: Lane,
 }

@@ -112,7 +112,7 @@ pub struct Kernel {
     /// Things an operator should know (a pinned map whose size differs from the configuration).
     pub notices: Vec<String>,
     pins: Option<PinDirectory>,
-    _lock: Option<std::fs::File>,
+    lock: Option<std::fs::File>,
     // Holds the programs, and the links where nothing is pinned; the observer's once there is one.
     ebpf: Option<Ebpf>,
     types: KernelTypes,
@@ -126,9 +126,37 @@ impl Kernel {
     /// # Errors
     /// See [`KernelError`].
     pub fn load(options: &Options) -> Result<Self, KernelError> {
-        let object = object::bytes().map_err(KernelError::Object)?;
         let pins = options.bpffs.as_ref().map(PinDirectory::open).transpose()?;
         let lock = pins.as_ref().map(PinDirectory::lock).transpose()?;
+        Self::load_over(options, pins, lock)
+    }
+
+    /// The same beside the process that uses the pins now, with a hold on its lock.
+    ///
+    /// # Errors
+    /// See [`KernelError`].
+    pub fn load_beside(options: &Options, lock: OwnedFd) -> Result<Self, KernelError> {
+        let pins = options.bpffs.as_ref().map(PinDirectory::open).transpose()?;
+        Self::load_over(options, pins, Some(std::fs::File::from(lock)))
+    }
+
+    /// Another hold on the lock on the pins, for the process that takes over: they stay locked as
+    /// long as any hold lives.
+    ///
+    /// # Errors
+    /// There are no descriptors left.
+    pub fn second_hold(&self) -> std::io::Result<Option<OwnedFd>> {
+        let lock = self.lock.as_ref();
+        lock.map(|lock| lock.as_fd().try_clone_to_owned())
+            .transpose()
+    }
+
+    fn load_over(
+        options: &Options,
+        pins: Option<PinDirectory>,
+        lock: Option<std::fs::File>,
+    ) -> Result<Self, KernelError> {
+        let object = object::bytes().map_err(KernelError::Object)?;
         let mut notices = Vec::new();
         if let Some(pins) = &pins {
             notices = pins.check(options)?;
@@ -168,7 +196,7 @@ impl Kernel {
             epoch: format!("{}:{accounts_id}", boot_id()),
             notices,
             pins,
-            _lock: lock,
+            lock,
             ebpf: Some(ebpf),
             types,
             log,

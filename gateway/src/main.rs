@@ -27,7 +27,18 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Serve until SIGTERM (drain) or SIGINT.
-    Run(ConfigArgument),
+    Run(RunArguments),
+    /// Start the running gateway's binary anew, for a new version or configuration, and hand over
+    /// to it. If that fails, the running one serves on.
+    Upgrade(ConfigArgument),
+    /// Sample where the running gateway spends its CPU time and print a flame graph, an SVG.
+    Profile {
+        #[command(flatten)]
+        config: ConfigArgument,
+        /// How long, 1 to 60.
+        #[arg(long, default_value_t = 10)]
+        seconds: u64,
+    },
     /// Check a configuration file and say what it means.
     Check(ConfigArgument),
     /// Say what would change if this file came into force, and whether a reload could do it.
@@ -69,6 +80,15 @@ struct ConfigArgument {
     /// Configuration file.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+}
+
+#[derive(clap::Args)]
+struct RunArguments {
+    #[command(flatten)]
+    config: ConfigArgument,
+    /// Take over from the gateway at the other end of standard input: for `edgemeter upgrade`.
+    #[arg(long, hide = true)]
+    take_over: bool,
 }
 
 #[derive(Subcommand)]
@@ -189,7 +209,22 @@ fn main() -> ExitCode {
 
 fn execute(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Run(argument) => app::run(&argument.config),
+        Command::Run(arguments) => app::run(&arguments.config.config, arguments.take_over),
+        Command::Upgrade(argument) => {
+            let config = Config::load(argument.config)?;
+            let (status, said) = admin::client::ask(&config.admin, "POST", "/upgrade")?;
+            anyhow::ensure!(status == 200, "{}", said.trim_end());
+            print!("{said}");
+            Ok(())
+        }
+        Command::Profile { config, seconds } => {
+            let config = Config::load(config.config)?;
+            let path = format!("/profile?seconds={seconds}");
+            let (status, said) = admin::client::ask(&config.admin, "GET", &path)?;
+            anyhow::ensure!(status == 200, "{}", said.trim_end());
+            print!("{said}");
+            Ok(())
+        }
         Command::Diff(arguments) => diff(&arguments),
         Command::Reload(argument) => {
             let config = Config::load(argument.config)?;

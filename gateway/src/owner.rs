@@ -5,7 +5,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{PoisonError, RwLock},
+    sync::{
+        PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use flow_abi::OWNER_FOREIGN;
@@ -135,6 +138,12 @@ pub trait OwnerStore: Send + Sync {
     /// # Errors
     /// The store cannot be written; the number must not be used.
     fn store(&self, id: OwnerId, owner: &Owner) -> Result<(), StoreError>;
+
+    /// All that is stored.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    fn stored(&self) -> Result<Vec<(OwnerId, Owner)>, StoreError>;
 }
 
 /// The owner store cannot be written.
@@ -145,6 +154,8 @@ pub struct StoreError(pub String);
 /// All owners, both ways.
 pub struct Owners {
     inner: RwLock<Inner>,
+    /// Another process gives numbers too: an upgrade is under way.
+    shared: AtomicBool,
     store: Box<dyn OwnerStore>,
 }
 
@@ -153,6 +164,17 @@ struct Inner {
     numbers: HashMap<Owner, OwnerId>,
     owners: HashMap<OwnerId, Owner>,
     next: u32,
+}
+
+impl Inner {
+    fn learn(&mut self, known: Vec<(OwnerId, Owner)>) {
+        for (id, owner) in known {
+            self.next = self.next.max(id.0 + 1);
+            // Where two have the same meaning, the one in use stays in use.
+            self.numbers.entry(owner.clone()).or_insert(id);
+            self.owners.insert(id, owner);
+        }
+    }
 }
 
 impl Owners {
@@ -165,15 +187,28 @@ impl Owners {
         };
         inner.owners.insert(OwnerId::FOREIGN, Owner::foreign());
         inner.numbers.insert(Owner::foreign(), OwnerId::FOREIGN);
-        for (id, owner) in known {
-            inner.next = inner.next.max(id.0 + 1);
-            inner.numbers.insert(owner.clone(), id);
-            inner.owners.insert(id, owner);
-        }
+        inner.learn(known);
         Self {
             inner: RwLock::new(inner),
+            shared: AtomicBool::new(false),
             store,
         }
+    }
+
+    /// Whether another process gives numbers too: the store is then asked before it is written.
+    pub fn share(&self, shared: bool) {
+        self.shared.store(shared, Ordering::Relaxed);
+    }
+
+    /// Learns what another process has stored.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn refresh(&self) -> Result<(), StoreError> {
+        let stored = self.store.stored()?;
+        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        inner.learn(stored);
+        Ok(())
     }
 
     /// The owner's number, given and stored now when it has none. Blocks on the store then.
@@ -198,6 +233,10 @@ impl Owners {
             return Ok(*id);
         }
         let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        let shared = self.shared.load(Ordering::Relaxed);
+        if shared {
+            inner.learn(self.store.stored()?);
+        }
         if let Some(id) = inner.numbers.get(owner) {
             return Ok(*id);
         }
@@ -209,10 +248,21 @@ impl Owners {
             }
         }
         let id = OwnerId(inner.next);
-        self.store.store(id, &owner)?;
-        inner.next += 1;
-        inner.numbers.insert(owner.clone(), id);
-        inner.owners.insert(id, owner);
+        if let Err(error) = self.store.store(id, &owner) {
+            if !shared {
+                return Err(error);
+            }
+            // The other process may have stored the same number just before.
+            inner.learn(self.store.stored()?);
+            if let Some(id) = inner.numbers.get(&owner) {
+                return Ok(*id);
+            }
+            let id = OwnerId(inner.next);
+            self.store.store(id, &owner)?;
+            inner.learn(vec![(id, owner)]);
+            return Ok(id);
+        }
+        inner.learn(vec![(id, owner)]);
         Ok(id)
     }
 
@@ -245,8 +295,15 @@ mod tests {
             if self.1 {
                 return Err(StoreError("disk full".into()));
             }
-            self.0.lock().unwrap().push((id, owner.clone()));
+            let mut stored = self.0.lock().unwrap();
+            if stored.iter().any(|(known, _)| *known == id) {
+                return Err(StoreError("the number is taken".into()));
+            }
+            stored.push((id, owner.clone()));
             Ok(())
+        }
+        fn stored(&self) -> Result<Vec<(OwnerId, Owner)>, StoreError> {
+            Ok(self.0.lock().unwrap().clone())
         }
     }
 
@@ -272,6 +329,25 @@ mod tests {
         let c = again.intern(&route("c")).unwrap();
         assert!(c > b, "a new owner never gets an old number");
         assert_eq!(again.get(a), Some(route("a")));
+    }
+
+    #[test]
+    fn two_processes_never_give_a_number_two_meanings() {
+        let memory = Memory::default();
+        let old = Owners::new(Vec::new(), Box::new(memory.clone()));
+        old.intern(&route("a")).unwrap();
+        let known = memory.0.lock().unwrap().clone();
+        let new = Owners::new(known, Box::new(memory.clone()));
+        old.share(true);
+        new.share(true);
+        let b = new.intern(&route("b")).unwrap();
+        let c = old.intern(&route("c")).unwrap();
+        assert_ne!(b, c);
+        assert_eq!(old.intern(&route("b")).unwrap(), b, "it asks the store");
+        assert_eq!(new.get(c), None);
+        new.refresh().unwrap();
+        assert_eq!(new.get(c), Some(route("c")));
+        assert_eq!(memory.0.lock().unwrap().len(), 3);
     }
 
     #[test]

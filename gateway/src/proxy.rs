@@ -13,6 +13,7 @@ pub mod experiment;
 mod forward;
 pub mod forward_auth;
 pub mod frames;
+pub mod full_http2;
 pub mod gate;
 pub mod generation;
 pub mod guard;
@@ -58,11 +59,15 @@ use pingora::{
 
 use crate::{
     access_log::{AccessLog, ClientAddress},
+    acme::Challenges,
     budget::{Budgets, Decision},
     cache::Store,
+    census::Census,
     config::{Action, Balance, HashKey, ListenerIndex, Name, TenantRule},
     export::{EdgeMetrics, RequestMetrics},
+    otlp::Exporter,
     owner::Quality,
+    trace::{self, Sampler, TRACEPARENT},
     units::PayloadBytes,
 };
 use alarm::Alarm;
@@ -82,7 +87,6 @@ static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-prot
 /// On responses while a budget warns: its name, the share used, its period.
 const BUDGET_HEADER: &str = "x-edgemeter-budget";
 static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// Milliseconds the sender still waits: shortens a request's deadline, and goes on to the upstream.
 static X_TIMEOUT: HeaderName = HeaderName::from_static("x-edgemeter-timeout-ms");
 
@@ -113,6 +117,14 @@ pub struct Shared {
     pub learned: hints::Learned,
     /// Where what no request waits for is done.
     pub background: tokio::runtime::Handle,
+    /// What is alive.
+    pub census: Arc<Census>,
+    /// What ACME servers ask for.
+    pub challenges: Challenges,
+    /// Which requests are recorded.
+    pub sampler: Sampler,
+    /// Where they are sent; None: nowhere.
+    pub exporter: Option<Exporter>,
 }
 
 /// Stored responses, and the locks by which one request fetches for all that wait. pingora wants
@@ -253,6 +265,7 @@ impl ProxyHttp for Gateway {
         });
         record.tenant = named;
         record.begin(self.request_line(session, record));
+        record.trace(&session.req_header().headers);
         Self::enable_compression(session, record);
         let request = session.req_header();
         let quality = if edge::speaks_http2(session) {
@@ -286,7 +299,7 @@ impl ProxyHttp for Gateway {
         session: &mut Session,
         record: &mut RequestRecord,
     ) -> Result<bool> {
-        if self.stop(session, record).await? {
+        if self.challenge(session, record).await? || self.stop(session, record).await? {
             return Ok(true);
         }
         let Some(route) = record.route.clone() else {
@@ -494,6 +507,11 @@ impl ProxyHttp for Gateway {
                 request.insert_header(X_FORWARDED_HOST.clone(), value)?;
             }
             request.insert_header(X_REQUEST_ID.clone(), line.id())?;
+        }
+        if let Some(span) = record.trace_attempt()
+            && let Some(trace) = record.recorded()
+        {
+            request.insert_header(TRACEPARENT.clone(), trace.header(span))?;
         }
         if let Some(left) = record.remaining() {
             request.insert_header(X_TIMEOUT.clone(), left.as_millis().to_string())?;
@@ -814,25 +832,8 @@ fn named<'h>(
 fn request_id<'r>(header: impl Fn(&HeaderName) -> Option<&'r str>) -> Cow<'r, str> {
     header(&X_REQUEST_ID)
         .filter(|id| !id.is_empty() && id.len() <= 128)
-        .or_else(|| header(&TRACEPARENT).and_then(trace_id))
+        .or_else(|| header(&TRACEPARENT).and_then(trace::id_of))
         .map_or_else(|| Cow::Owned(new_request_id()), Cow::Borrowed)
-}
-
-/// The trace of a W3C `traceparent` (`00-<32 hex>-<16 hex>-<2 hex>`); a trace of zeros is none.
-fn trace_id(traceparent: &str) -> Option<&str> {
-    let mut parts = traceparent.trim().split('-');
-    let (version, trace) = (parts.next()?, parts.next()?);
-    let is_hex = |text: &str| {
-        text.bytes()
-            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-    };
-    let is_one = version.len() == 2
-        && version != "ff"
-        && is_hex(version)
-        && trace.len() == 32
-        && is_hex(trace)
-        && trace.bytes().any(|byte| byte != b'0');
-    is_one.then_some(trace)
 }
 
 /// 128 random bits: unique without coordination.

@@ -42,6 +42,9 @@ pub enum ReloadError {
     /// The kernel's endpoint table cannot take its endpoints.
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    /// Another process takes over, and reads the file itself.
+    #[error("an upgrade is under way: reload when it is over")]
+    Upgrading,
 }
 
 fn lines(changes: &[Change]) -> String {
@@ -77,6 +80,8 @@ struct Inner {
     kernel: Option<EndpointMap>,
     /// Configurations before the one in force.
     retired: Vec<Retired>,
+    /// Another process sets the endpoints now.
+    frozen: bool,
     /// What names led to the last time, and when to ask again.
     names: Names,
     /// The configuration whose access lists are on every listening socket.
@@ -84,8 +89,24 @@ struct Inner {
     ask_again: HashMap<(Box<str>, u16), Instant>,
 }
 
+/// Who may still connect to endpoints, while it lives.
+enum User {
+    Requests(Weak<Generation>),
+    Process(Weak<()>),
+}
+
+impl User {
+    fn is_gone(&self) -> bool {
+        let count = match self {
+            Self::Requests(generation) => generation.strong_count(),
+            Self::Process(process) => process.strong_count(),
+        };
+        count == 0
+    }
+}
+
 struct Retired {
-    generation: Weak<Generation>,
+    user: User,
     endpoints: Vec<NamedEndpoint>,
     /// Since when nobody uses it.
     unused: Option<Instant>,
@@ -107,6 +128,7 @@ impl Reloader {
         let inner = Inner {
             kernel,
             retired: Vec::new(),
+            frozen: false,
             names: Names::new(),
             filtered: None,
             ask_again: HashMap::new(),
@@ -156,7 +178,39 @@ impl Reloader {
         result
     }
 
+    /// Keeps the endpoints that another process had named, for as long as it drains and
+    /// [`LINGER`] after that: until `drained` is dropped.
+    pub fn inherit(&self, drained: &Arc<()>) {
+        let mut inner = self.lock();
+        let endpoints = inner.kernel.as_ref().map(EndpointMap::all);
+        inner.retired.push(Retired {
+            user: User::Process(Arc::downgrade(drained)),
+            endpoints: endpoints.unwrap_or_default(),
+            unused: None,
+        });
+    }
+
+    /// Names the endpoints in force to the kernel, and those not yet over.
+    ///
+    /// # Errors
+    /// The table is full.
+    pub fn name_endpoints(&self) -> Result<(), KernelError> {
+        let mut inner = self.lock();
+        let generation = self.shared.generation.load_full();
+        let endpoints = (self.endpoints)(&generation, &inner.names);
+        inner.set_endpoints(endpoints)
+    }
+
+    /// While frozen the kernel's endpoints are another process's to set, and no configuration is
+    /// brought into force.
+    pub fn freeze(&self, frozen: bool) {
+        self.lock().frozen = frozen;
+    }
+
     fn apply(&self, inner: &mut Inner) -> Result<Vec<Change>, ReloadError> {
+        if inner.frozen {
+            return Err(ReloadError::Upgrading);
+        }
         let old = self.shared.generation.load_full();
         let config = Config::load(&self.path)?;
         let changes = old.config.diff(&config);
@@ -169,9 +223,15 @@ impl Reloader {
             return Err(ReloadError::NeedsRestart(fixed));
         }
         // Not only when the text differs: files it names may have changed.
+        self.bring_into_force(inner, config)?;
+        Ok(changes)
+    }
+
+    fn bring_into_force(&self, inner: &mut Inner, config: Config) -> Result<(), ReloadError> {
+        let old = self.shared.generation.load_full();
         let new = Arc::new(old.next(config, &self.shared.meter)?);
         let retired = Retired {
-            generation: Arc::downgrade(&old),
+            user: User::Requests(Arc::downgrade(&old)),
             endpoints: (self.endpoints)(&old, &inner.names),
             unused: None,
         };
@@ -189,22 +249,28 @@ impl Reloader {
         new.edge.start(&self.shared.background, &self.shared.edge);
         self.metrics.in_force(new.number);
         self.shared.generation.store(new);
-        Ok(changes)
+        Ok(())
+    }
+
+    /// Builds the configuration in force again, because files it names have changed. The file it
+    /// was read from is not looked at.
+    ///
+    /// # Errors
+    /// See [`ReloadError`]; everything stays.
+    pub fn renew(&self) -> Result<(), ReloadError> {
+        let mut inner = self.lock();
+        let config = self.shared.generation.load().config.clone();
+        self.bring_into_force(&mut inner, config)
     }
 
     /// Brings the access lists that act in the kernel onto the listening sockets, until each has the
-    /// lists in force. Call now and then: sockets come after the configuration. Until then, and
-    /// where it fails, the gateway itself turns the same clients away.
+    /// lists in force: also takes off those that came with a socket of the process before this one.
+    /// Call now and then: sockets come after the configuration. Until then, and where it fails, the
+    /// gateway itself turns the same clients away.
     pub fn filter_sockets(&self) {
         let generation = self.shared.generation.load_full();
         let mut inner = self.lock();
         if inner.filtered == Some(generation.number) {
-            return;
-        }
-        let mut listeners = generation.config.listeners.iter();
-        let wanted = listeners.any(|listener| listener.protection.access.kernel);
-        if !wanted && inner.filtered.is_none() {
-            inner.filtered = Some(generation.number);
             return;
         }
         match socket_filter::apply(&generation.config) {
@@ -220,10 +286,13 @@ impl Reloader {
     /// Takes the endpoints of configurations that are over off the kernel. Call now and then.
     pub fn sweep(&self) {
         let mut inner = self.lock();
+        if inner.frozen {
+            return;
+        }
         let now = Instant::now();
         let before = inner.retired.len();
         inner.retired.retain_mut(|retired| {
-            if retired.generation.strong_count() > 0 {
+            if !retired.user.is_gone() {
                 return true;
             }
             now.duration_since(*retired.unused.get_or_insert(now)) < LINGER
@@ -237,17 +306,29 @@ impl Reloader {
         }
     }
 
+    /// Looks the peers' names up before anything is served. Blocks on the resolver. The kernel is
+    /// told by [`Self::name_endpoints`].
+    pub fn look_up(&self) {
+        let mut inner = self.lock();
+        let generation = self.shared.generation.load_full();
+        inner.look_up(&generation);
+        generation.resolve(&inner.names);
+    }
+
     /// Looks up the peers' names whose time has come. Blocks on the resolver. The kernel knows a
     /// new address before the first connection to it; an old one stays known for [`LINGER`].
     pub fn resolve(&self) {
         let mut inner = self.lock();
+        if inner.frozen {
+            return;
+        }
         let generation = self.shared.generation.load_full();
         let endpoints = (self.endpoints)(&generation, &inner.names);
         if !inner.look_up(&generation) {
             return;
         }
         inner.retired.push(Retired {
-            generation: Weak::new(),
+            user: User::Requests(Weak::new()),
             endpoints,
             unused: None,
         });

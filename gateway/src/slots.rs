@@ -42,10 +42,13 @@ pub struct Slots {
     pub overwritten: AtomicU64,
 }
 
+#[derive(Default)]
 struct Book {
     free: VecDeque<u32>,
     /// Closed here, or left by an earlier process; may still send. With the time it was closed.
     closing: Vec<(u32, u64)>,
+    /// Another process's for as long as it lives: an upgrade is under way.
+    withheld: HashSet<u32>,
 }
 
 /// What a new connection's slot starts with.
@@ -113,6 +116,7 @@ pub struct Connection {
     slots: Arc<Slots>,
     index: u32,
     fd: RawFd,
+    cookie: u64,
     active: bool,
     /// Where whoever writes to the socket counts what it wrote; unset where nobody counts, and
     /// then the kernel is asked.
@@ -148,31 +152,77 @@ impl Slots {
         len: u32,
     ) -> io::Result<Arc<Self>> {
         let memory = Memory::map(slots, len)?;
-        let mut book = Book {
-            free: VecDeque::new(),
-            closing: Vec::new(),
-        };
-        for index in 0..len {
-            // SAFETY: in range; the kernel writes other fields only.
-            let generation =
-                unsafe { (&raw const (*memory.slot(index)).generation).read_volatile() };
-            if generation == 0 {
-                book.free.push_back(index)
-            } else {
-                book.closing.push((index, now_ns()))
-            }
-        }
-        Ok(Arc::new(Self {
+        let slots = Self::over(memory, socket_slots, flows);
+        slots.receive(0..len);
+        Ok(Arc::new(slots))
+    }
+
+    /// Maps the slots while another process has them all: none is given to a connection before
+    /// [`Slots::receive`], and those it keeps are not touched before [`Slots::receive_rest`].
+    ///
+    /// # Errors
+    /// The map cannot be memory-mapped.
+    pub fn open_beside(
+        slots: &OwnedFd,
+        socket_slots: OwnedFd,
+        flows: OwnedFd,
+        len: u32,
+    ) -> io::Result<Arc<Self>> {
+        let memory = Memory::map(slots, len)?;
+        let slots = Self::over(memory, socket_slots, flows);
+        slots.book().withheld = (0..len).collect();
+        Ok(Arc::new(slots))
+    }
+
+    fn over(memory: Memory, socket_slots: OwnedFd, flows: OwnedFd) -> Self {
+        Self {
             memory,
             socket_slots,
             flows,
             interfaces: OnceLock::new(),
-            book: Mutex::new(book),
+            book: Mutex::default(),
             // Monotonic within a boot, as the pinned map is.
             next_generation: AtomicU64::new(now_ns()),
             exhausted: AtomicU64::new(0),
             overwritten: AtomicU64::new(0),
-        }))
+        }
+    }
+
+    /// Takes these slots over from a process that has let go of them: free ones may be given away
+    /// at once, others when their connections are seen to be over.
+    pub fn receive(&self, indices: impl IntoIterator<Item = u32>) {
+        let mut book = self.book();
+        for index in indices.into_iter().filter(|index| *index < self.memory.len) {
+            book.withheld.remove(&index);
+            // SAFETY: in range; the kernel writes other fields only.
+            let generation =
+                unsafe { (&raw const (*self.memory.slot(index)).generation).read_volatile() };
+            if generation == 0 {
+                book.free.push_back(index);
+            } else {
+                book.closing.push((index, now_ns()));
+            }
+        }
+    }
+
+    /// The other process has ended: what it kept is ours.
+    pub fn receive_rest(&self) {
+        let rest = std::mem::take(&mut self.book().withheld);
+        self.receive(rest);
+    }
+
+    /// Lets go of free slots, for another process. A few stay: requests under way still make
+    /// upstream connections.
+    #[must_use]
+    pub fn hand_over(&self) -> Vec<u32> {
+        const KEPT_MIN: usize = 64;
+        let mut book = self.book();
+        let elsewhere = book.free.len() + book.closing.len() + book.withheld.len();
+        let used = (self.memory.len as usize).saturating_sub(elsewhere);
+        let kept = used.max(KEPT_MIN).min(book.free.len() / 2);
+        let handed = book.free.split_off(kept);
+        book.withheld.extend(&handed);
+        handed.into()
     }
 
     /// Says where the observed interfaces' numbers are: there a new connection's flow is looked
@@ -244,6 +294,7 @@ impl Slots {
             binding,
             index,
             fd,
+            cookie: socket_cookie(fd),
             active: opening.active,
             sent: OnceLock::new(),
             overhead: opening.overhead,
@@ -346,14 +397,13 @@ impl Slots {
     /// these times, nanoseconds. Looks at every slot: not for every tick.
     pub fn silent<const N: usize>(&self, longer_than_ns: [u64; N]) -> [usize; N] {
         let now = now_ns();
-        let closing: HashSet<u32> = self
-            .book()
-            .closing
-            .iter()
-            .map(|(index, _)| *index)
-            .collect();
+        let others: HashSet<u32> = {
+            let book = self.book();
+            let closing = book.closing.iter().map(|(index, _)| *index);
+            closing.chain(book.withheld.iter().copied()).collect()
+        };
         let mut counts = [0; N];
-        for index in (0..self.memory.len).filter(|index| !closing.contains(index)) {
+        for index in (0..self.memory.len).filter(|index| !others.contains(index)) {
             let slot = self.memory.slot(index);
             // SAFETY: in range; plain data the kernel also writes, hence volatile.
             let (generation, last) = unsafe {
@@ -611,6 +661,13 @@ impl Connection {
         }
     }
 
+    /// The kernel's number of the connection, which `/connections` lists it by; 0 when it would not
+    /// tell.
+    #[must_use]
+    pub fn cookie(&self) -> u64 {
+        self.cookie
+    }
+
     /// Owner of bytes no request owns.
     #[must_use]
     pub fn overhead(&self) -> OwnerId {
@@ -716,6 +773,23 @@ fn stream_offset(fd: RawFd, active: bool) -> io::Result<u64> {
         acked = again;
     }
     Err(io::Error::other("the socket does not hold still"))
+}
+
+/// `SO_COOKIE`.
+fn socket_cookie(fd: RawFd) -> u64 {
+    let mut cookie = 0u64;
+    let mut len = libc::socklen_t::try_from(size_of::<u64>()).unwrap_or(0);
+    // SAFETY: the kernel writes at most `len` bytes of plain data.
+    let result = unsafe {
+        libc::getsockopt(
+            fd,
+            libc::SOL_SOCKET,
+            libc::SO_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut len,
+        )
+    };
+    if result == 0 { cookie } else { 0 }
 }
 
 /// `tcpi_bytes_acked`: what the peer has acknowledged, the SYN of an opened connection included.

@@ -9,6 +9,7 @@
 //! socket: a process that dies leaves nothing behind that drops packets.
 
 use std::{
+    collections::HashSet,
     io,
     mem::ManuallyDrop,
     net::{SocketAddr, TcpListener},
@@ -102,12 +103,14 @@ fn verdict_within(network: &IpNet, verdict: u32) -> Vec<libc::sock_filter> {
     rest
 }
 
-/// The listening sockets of this process at these addresses.
+/// The listening sockets of this process at these addresses, each once however many descriptors
+/// lead to it: a second hold is kept for another process.
 ///
 /// # Errors
 /// `/proc` cannot be read.
 pub fn listening(addresses: &[SocketAddr]) -> io::Result<Vec<(SocketAddr, RawFd)>> {
     let mut found = Vec::new();
+    let mut seen = HashSet::new();
     for entry in std::fs::read_dir("/proc/self/fd")? {
         let name = entry?.file_name();
         let Some(fd) = name.to_str().and_then(|name| name.parse::<RawFd>().ok()) else {
@@ -121,7 +124,9 @@ pub fn listening(addresses: &[SocketAddr]) -> io::Result<Vec<(SocketAddr, RawFd)
         if accepts == 0 {
             continue;
         }
-        if let Some(address) = local_address(fd).filter(|address| addresses.contains(address)) {
+        let address = local_address(fd).filter(|address| addresses.contains(address));
+        let cookie: u64 = option(fd, libc::SO_COOKIE).unwrap_or(0);
+        if let Some(address) = address.filter(|_| seen.insert(cookie)) {
             found.push((address, fd));
         }
     }

@@ -55,6 +55,8 @@ impl Tool {
     };
     /// Keys and scripts in memory, with its client.
     pub const REDIS: Self = Self::program("redis-server", &["redis-server", "redis-tools"]);
+    /// An ACME server for tests, with a name server of its own.
+    pub const PEBBLE: Self = Self::program("pebble", &["pebble"]);
     /// C compiler that crates with bundled C code build with.
     pub const CC: Self = Self::program("cc", &["gcc", "libc6-dev"]);
     /// Configures the C of a compression library that the gateway's build brings with it.

@@ -156,6 +156,8 @@ struct Load {
 
 #[derive(Default)]
 struct State {
+    /// Made, and not sent.
+    unsent: Vec<(usize, Request<Full<Bytes>>)>,
     next: u64,
     summary: Summary,
 }
@@ -213,6 +215,10 @@ impl Load {
                 let (mut sender, connection) = http1::handshake(io).await.context("HTTP/1.1")?;
                 let driver = tokio::spawn(connection);
                 for _ in 0..self.plan.per_connection {
+                    // Closed after an answer, as the server may: the next one goes elsewhere.
+                    if sender.ready().await.is_err() {
+                        break;
+                    }
                     let Some((template, request)) = self.next_request()? else {
                         break;
                     };
@@ -222,10 +228,6 @@ impl Load {
                     let answer = answer.await.with_context(|| format!("{name}: no answer"))?;
                     self.check(template, answer.with_context(|| name.to_owned())?)
                         .await?;
-                    sender
-                        .ready()
-                        .await
-                        .with_context(|| format!("after {name}"))?;
                 }
                 drop(sender);
                 let _ = driver.await;
@@ -244,19 +246,32 @@ impl Load {
                             break;
                         };
                         let mut sender = sender.clone();
-                        sender.ready().await.context("HTTP/2 stream")?;
-                        answers.push((template, sender.send_request(request)));
+                        if sender.ready().await.is_err() {
+                            // GOAWAY: this one goes to the next connection.
+                            self.put_back(template, request);
+                            break;
+                        }
+                        let again = request.clone();
+                        answers.push((template, again, sender.try_send_request(request)));
                         made += 1;
                     }
                     if answers.is_empty() {
                         break;
                     }
-                    for (template, answer) in answers {
+                    for (template, again, answer) in answers {
                         let answer = tokio::time::timeout(ANSWER_DEADLINE, answer).await;
                         let answer =
                             answer.with_context(|| format!("{}: no answer", template.name))?;
-                        let answer = answer.with_context(|| template.name.to_owned())?;
-                        self.check(template, answer).await?;
+                        match answer {
+                            Ok(answer) => self.check(template, answer).await?,
+                            Err(mut error) => {
+                                // Never sent, because of a GOAWAY: safe to send again.
+                                if error.take_message().is_none() {
+                                    return Err(error.into_error()).context(template.name);
+                                }
+                                self.put_back(template, again);
+                            }
+                        }
                     }
                 }
                 drop(sender);
@@ -289,12 +304,27 @@ impl Load {
     }
 
     fn more(&self) -> bool {
+        if !self.state().unsent.is_empty() {
+            return true;
+        }
         !self.plan.stop.load(Ordering::Relaxed)
             && self.state().next < self.plan.requests
             && self.started.elapsed() < self.plan.deadline
     }
 
+    fn put_back(&self, template: &Template, request: Request<Full<Bytes>>) {
+        let templates = self.plan.templates.iter();
+        let mut turns = templates.enumerate();
+        let turn = turns.find(|(_, known)| std::ptr::eq(*known, template));
+        if let Some((turn, _)) = turn {
+            self.state().unsent.push((turn, request));
+        }
+    }
+
     fn next_request(&self) -> Result<Option<Asked<'_>>> {
+        if let Some((turn, request)) = self.state().unsent.pop() {
+            return Ok(Some((&self.plan.templates[turn], request)));
+        }
         if !self.more() {
             return Ok(None);
         }

@@ -29,6 +29,7 @@ const TOOLS: &[Tool] = &[
     Tool::POSTGRES,
     Tool::REDIS,
     Tool::CHROMIUM,
+    Tool::PEBBLE,
 ];
 
 /// Runs the steps and stops at the first that fails.

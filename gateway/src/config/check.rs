@@ -71,7 +71,7 @@ impl Checker<'_> {
             Some(raw) => self.rate_store(raw).map(Some),
             None => Some(None),
         };
-        let traffic = self.traffic(raw, admin.as_ref().map(|admin| admin.listen));
+        let traffic = self.traffic(raw, admin.as_ref().map(|admin| admin.listen), state_dir);
         let retention = self.retention(&raw.retention);
         let push = self.push(&raw.push);
         let budgets = self.budgets(raw);
@@ -80,6 +80,10 @@ impl Checker<'_> {
             None => Some(None),
         };
         let classes = self.classes(&raw.classes);
+        let tracing = match &raw.tracing {
+            Some(raw) => self.tracing(raw).map(Some),
+            None => Some(None),
+        };
         let traffic = traffic?;
         Some(Config {
             gateway: gateway?,
@@ -99,6 +103,7 @@ impl Checker<'_> {
             retention: retention?,
             push: push?,
             budgets: budgets?,
+            tracing: tracing?,
             text: self.source.text.into(),
         })
     }
@@ -117,6 +122,10 @@ impl Checker<'_> {
         };
         let grace = raw.grace_seconds.as_ref();
         let grace = self.number(grace, "gateway.grace_seconds", 0..=3_600, 10);
+        let delay = raw.drain_delay_seconds.as_ref();
+        let delay = self.number(delay, "gateway.drain_delay_seconds", 0..=600, 0);
+        let upgrade = raw.upgrade_timeout_seconds.as_ref();
+        let upgrade = self.number(upgrade, "gateway.upgrade_timeout_seconds", 1..=3_600, 60);
         let id = self.gateway_id(raw.id.as_ref());
         let ledger = self.ledger(raw.ledger.as_ref(), state_dir.as_deref());
         let lane = self.choice_or(
@@ -131,6 +140,8 @@ impl Checker<'_> {
             state_dir: state_dir?,
             threads: threads?,
             grace: Duration::from_secs(grace?),
+            drain_delay: Duration::from_secs(delay?),
+            upgrade_timeout: Duration::from_secs(upgrade?),
         })
     }
 

@@ -8,8 +8,8 @@ use std::fmt;
 
 use toml::{Table, Value};
 
-/// Fields that are fixed for the life of a process, and why. Everything else is swapped by a
-/// reload. A prefix of the field's path without names: `listeners.address`.
+/// Fields that are fixed for the life of a process, and why. A prefix of the field's path without
+/// names: `listeners.address`. Every other field is in [`RELOAD`].
 const RESTART: &[(&str, &str)] = &[
     ("gateway", "threads and the ledger belong to the process"),
     ("retention", "the ledger's upkeep belongs to the process"),
@@ -20,8 +20,27 @@ const RESTART: &[(&str, &str)] = &[
     ("classes", "the class table is filled once"),
     ("access_log", "the log is opened once"),
     ("cache", "the store is opened once"),
+    ("tracing", "the exporter is started once"),
     ("prices", "past bytes would be priced anew"),
     ("listeners.address", "sockets are bound once"),
+];
+
+/// Fields that a reload brings into force, and from when on: each is read from the generation in
+/// force, never kept by what the process began with. A prefix, as above.
+#[cfg(test)]
+const RELOAD: &[(&str, &str)] = &[
+    ("listeners.http2", "the next connection"),
+    ("listeners.tls", "the next connection"),
+    ("listeners.access", "the next connection"),
+    ("listeners.limits", "the next connection or request"),
+    ("listeners.trusted_proxies", "the next request"),
+    ("listeners.proxy_protocol_from", "the next connection"),
+    ("upstreams", "the next request"),
+    ("experiments", "the next request"),
+    ("routes", "the next request"),
+    ("tokens", "the next request"),
+    ("forward_auth", "the next request"),
+    ("rate_limit_store", "the next request"),
 ];
 
 /// What it takes to bring a change into force.
@@ -227,6 +246,35 @@ mod tests {
 
     fn lines(new: &str) -> Vec<String> {
         changes(OLD, new).iter().map(Change::to_string).collect()
+    }
+
+    #[test]
+    fn every_field_is_reloaded_or_needs_a_restart() {
+        let is_under = |path: &str, prefix: &str| {
+            path.strip_prefix(prefix)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        for &(path, _) in super::super::fields::all() {
+            // Who comes, goes or has another name is looked at by element, and needs a restart.
+            if ["listeners", "listeners.name"].contains(&path) {
+                continue;
+            }
+            let reload = RELOAD.iter().any(|(prefix, _)| is_under(path, prefix));
+            let change = Place {
+                shown: path.to_owned(),
+                plain: path.to_owned(),
+            }
+            .change(String::new());
+            let restart = matches!(change.effect, Effect::Restart(_));
+            assert!(
+                reload != restart,
+                "{path}: reload {reload}, restart {restart}"
+            );
+        }
+        for (prefix, _) in RESTART.iter().chain(RELOAD) {
+            let mut paths = super::super::fields::all().map(|&(path, _)| path);
+            assert!(paths.any(|path| is_under(path, prefix)), "{prefix}");
+        }
     }
 
     #[test]

@@ -21,6 +21,11 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("gateway.state_dir", r#"state_dir = "/var/lib/edgemeter""#),
     ("gateway.threads", "threads = 2"),
     ("gateway.grace_seconds", "grace_seconds = 10"),
+    ("gateway.drain_delay_seconds", "drain_delay_seconds = 0"),
+    (
+        "gateway.upgrade_timeout_seconds",
+        "upgrade_timeout_seconds = 60",
+    ),
     ("gateway.lane", r#"lane = "auto""#),
     ("gateway.id", r#"id = "edge-1""#),
     (
@@ -88,6 +93,13 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("access_log.path", r#"path = "-""#),
     ("access_log.queue", "queue = 65536"),
     ("access_log.settle_ms", "settle_ms = 5000"),
+    ("tracing", "[tracing]"),
+    ("tracing.endpoint", r#"endpoint = "http://127.0.0.1:4318""#),
+    ("tracing.sample_per_million", "sample_per_million = 1000"),
+    ("tracing.service_name", r#"service_name = "edgemeter""#),
+    ("tracing.queue", "queue = 4096"),
+    ("tracing.settle_ms", "settle_ms = 5000"),
+    ("tracing.metrics_interval_ms", "metrics_interval_ms = 60000"),
     ("listeners", "[[listeners]]"),
     ("listeners.name", r#"name = "public""#),
     ("listeners.address", r#"address = "0.0.0.0:8080""#),
@@ -95,6 +107,24 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("listeners.tls", "[listeners.tls]"),
     ("listeners.tls.certificate", r#"certificate = "cert.pem""#),
     ("listeners.tls.key", r#"key = "key.pem""#),
+    ("listeners.tls.acme", "[listeners.tls.acme]"),
+    (
+        "listeners.tls.acme.directory",
+        r#"directory = "https://acme-v02.api.letsencrypt.org/directory""#,
+    ),
+    (
+        "listeners.tls.acme.domains",
+        r#"domains = ["shop.example"]"#,
+    ),
+    (
+        "listeners.tls.acme.contact",
+        r#"contact = ["mailto:ops@shop.example"]"#,
+    ),
+    (
+        "listeners.tls.acme.authorities",
+        r#"authorities = "acme-root.pem""#,
+    ),
+    ("listeners.tls.acme.retry_seconds", "retry_seconds = 60"),
     ("listeners.tls.ocsp", r#"ocsp = "ocsp.der""#),
     (
         "listeners.tls.certificates",

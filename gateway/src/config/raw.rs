@@ -17,6 +17,7 @@ use super::experiment::RawExperiment;
 use super::protect::{RawAccess, RawLimits};
 use super::route::RawRoute;
 use super::tls::RawTls;
+use super::tracing::RawTracing;
 use super::upstream::RawUpstream;
 
 pub(super) type Text = Spanned<String>;
@@ -54,6 +55,7 @@ pub(super) struct RawConfig {
     pub(super) budgets: Vec<Spanned<RawBudget>>,
     #[serde(default)]
     pub(super) classes: Vec<RawClass>,
+    pub(super) tracing: Option<RawTracing>,
 }
 
 #[derive(Deserialize)]
@@ -69,6 +71,8 @@ pub(super) struct RawGateway {
     pub(super) state_dir: Option<Text>,
     pub(super) threads: Option<Number>,
     pub(super) grace_seconds: Option<Number>,
+    pub(super) drain_delay_seconds: Option<Number>,
+    pub(super) upgrade_timeout_seconds: Option<Number>,
     pub(super) lane: Option<Text>,
     pub(super) id: Option<Text>,
     pub(super) ledger: Option<Text>,

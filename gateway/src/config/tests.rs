@@ -30,6 +30,15 @@ impl Folder {
     }
 }
 
+impl Folder {
+    /// A certificate and its key.
+    fn write_pair(&self, certificate: &str, key: &str) {
+        let made = rcgen::generate_simple_self_signed(["shop.example".to_owned()]).unwrap();
+        self.write(certificate, &made.cert.pem());
+        self.write(key, &made.signing_key.serialize_pem());
+    }
+}
+
 impl Drop for Folder {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
@@ -38,10 +47,9 @@ impl Drop for Folder {
 
 fn full(test: &str) -> (Folder, Config) {
     let folder = Folder::new(test);
-    folder.write("cert.pem", "-----BEGIN CERTIFICATE-----\n");
+    folder.write_pair("cert.pem", "key.pem");
     folder.write("push.secret", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw");
     folder.write("push.token", "t");
-    folder.write("key.pem", "-----BEGIN EC PRIVATE KEY-----\n");
     let path = folder.write("edgemeter.toml", FULL);
     match Config::load(path) {
         Ok(config) => (folder, config),

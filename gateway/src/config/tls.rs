@@ -1,11 +1,15 @@
 //! `[listeners.tls]`: certificates, versions, cipher suites, client certificates.
 
-use std::path::PathBuf;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::acme::{Acme, RawAcme};
 use super::check::Checker;
+use super::fields::example;
 use super::raw::Text;
 use super::upstream::RawUpstream;
 
@@ -22,6 +26,8 @@ pub struct Tls {
     pub ciphers: Vec<Box<str>>,
     /// None: no certificate is asked for.
     pub client: Option<ClientCertificates>,
+    /// The pair is ordered by the gateway, and kept under its state directory.
+    pub acme: Option<Acme>,
 }
 
 /// Files that were readable PEM when the configuration was checked.
@@ -88,14 +94,22 @@ pub(super) struct RawUpstreamTls {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table")]
 pub(super) struct RawTls {
-    certificate: Text,
-    key: Text,
+    certificate: Option<Text>,
+    key: Option<Text>,
+    acme: Option<Spanned<RawAcme>>,
     ocsp: Option<Text>,
     #[serde(default)]
     certificates: Vec<RawKeyPair>,
     versions: Option<Spanned<Vec<Text>>>,
     ciphers: Option<Spanned<Vec<Text>>>,
     client: Option<RawClient>,
+}
+
+impl RawTls {
+    /// Where `acme` is written.
+    pub(super) fn acme_span(&self) -> Option<Range<usize>> {
+        self.acme.as_ref().map(Spanned::span)
+    }
 }
 
 #[derive(Deserialize)]
@@ -113,10 +127,66 @@ struct RawClient {
     required: Option<bool>,
 }
 
+/// Whether a key is a certificate's; else what is wrong with it.
+fn fit(certificate: &Path, key: &Path) -> Result<(), String> {
+    let chain: Result<Vec<_>, _> =
+        CertificateDer::pem_file_iter(certificate).and_then(Iterator::collect);
+    let chain =
+        chain.map_err(|error| format!("cannot be compared with its certificate: {error}"))?;
+    let key = PrivateKeyDer::from_pem_file(key)
+        .map_err(|error| format!("holds no usable key: {error}"))?;
+    let provider = rustls::crypto::ring::default_provider();
+    match rustls::sign::CertifiedKey::from_der(chain, key, &provider) {
+        Ok(_) => Ok(()),
+        Err(rustls::Error::InconsistentKeys(_)) => {
+            Err(format!("is not the key of \"{}\"", certificate.display()))
+        }
+        Err(error) => Err(format!("cannot be used: {error}")),
+    }
+}
+
 impl Checker<'_> {
-    pub(super) fn tls(&mut self, raw: &RawTls, here: &str) -> Option<Tls> {
+    /// Where `certificate` and `key` are, `acme` may not be; one of the two must. The file of an
+    /// ordered pair is `ordered`.
+    pub(super) fn tls(
+        &mut self,
+        raw: &RawTls,
+        here: &str,
+        span: Range<usize>,
+        ordered: Option<PathBuf>,
+    ) -> Option<Tls> {
         let here = format!("{here}.tls");
-        let pair = self.key_pair(&raw.certificate, &raw.key, raw.ocsp.as_ref(), &here);
+        let acme = match &raw.acme {
+            None => Some(None),
+            Some(acme) => self.acme(acme.get_ref(), &format!("{here}.acme")).map(Some),
+        };
+        let pair = match (&raw.certificate, &raw.key, &raw.acme) {
+            (Some(certificate), Some(key), None) => {
+                self.key_pair(certificate, key, raw.ocsp.as_ref(), &here)
+            }
+            (None, None, Some(_)) => ordered.map(|file| KeyPair {
+                certificate: file.clone(),
+                key: file,
+                ocsp: None,
+            }),
+            (Some(lone), _, Some(_)) | (None, Some(lone), Some(_)) => {
+                let wrong = "stands beside `acme`, which orders the pair itself";
+                self.report(lone.span(), &here, wrong, "keep one of the two");
+                None
+            }
+            (certificate, _, None) => {
+                let (missing, span) = match certificate {
+                    Some(certificate) => ("key", certificate.span()),
+                    None => ("certificate", span),
+                };
+                let field = format!("{here}.{missing}");
+                let wrong = "is missing";
+                let line = example(&format!("listeners.tls.{missing}")).unwrap_or_default();
+                let fix = format!("add `{line}`, or [listeners.tls.acme]");
+                self.report(span, field, wrong, fix);
+                None
+            }
+        };
         let more: Vec<Option<KeyPair>> = raw
             .certificates
             .iter()
@@ -174,6 +244,7 @@ impl Checker<'_> {
             versions: versions?,
             ciphers: ciphers?,
             client: client?,
+            acme: acme?,
         })
     }
 
@@ -184,8 +255,11 @@ impl Checker<'_> {
         ocsp: Option<&Text>,
         here: &str,
     ) -> Option<KeyPair> {
+        let field = format!("{here}.key");
+        let span = key.span();
         let certificate = self.pem_file(certificate, &format!("{here}.certificate"), "CERTIFICATE");
-        let key = self.pem_file(key, &format!("{here}.key"), "PRIVATE KEY");
+        let key = self.pem_file(key, &field, "PRIVATE KEY");
+        let (certificate, key) = self.fitting(certificate, key, span, &field).unzip();
         let ocsp = match ocsp {
             None => Some(None),
             Some(text) => self.path(text, &format!("{here}.ocsp")).map(Some),
@@ -195,6 +269,28 @@ impl Checker<'_> {
             key: key?,
             ocsp: ocsp?,
         })
+    }
+
+    /// The pair, if the key is the certificate's.
+    fn fitting(
+        &mut self,
+        certificate: Option<PathBuf>,
+        key: Option<PathBuf>,
+        span: Range<usize>,
+        field: &str,
+    ) -> Option<(PathBuf, PathBuf)> {
+        let (certificate, key) = certificate.zip(key)?;
+        let Err(wrong) = fit(&certificate, &key) else {
+            return Some((certificate, key));
+        };
+        let shown = key.display();
+        let wrong = format!("\"{shown}\" {wrong}");
+        let fix = format!(
+            "name the key that \"{}\" was made with",
+            certificate.display()
+        );
+        self.report(span, field, wrong, fix);
+        None
     }
 
     /// An upstream's TLS and PROXY header.
@@ -243,8 +339,9 @@ impl Checker<'_> {
             (Some(certificate), Some(key)) => {
                 let field = format!("{here}.certificate");
                 let certificate = self.pem_file(certificate, &field, "CERTIFICATE");
-                let key = self.pem_file(key, &format!("{here}.key"), "PRIVATE KEY");
-                certificate.zip(key).map(Some)
+                let (field, span) = (format!("{here}.key"), key.span());
+                let key = self.pem_file(key, &field, "PRIVATE KEY");
+                self.fitting(certificate, key, span, &field).map(Some)
             }
             (Some(lone), None) | (None, Some(lone)) => {
                 let wrong = "needs both `certificate` and `key`, or neither";

@@ -1,6 +1,7 @@
 //! Listeners, and what refers to each other: names become indices.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::check::{Checker, Seen};
@@ -8,6 +9,7 @@ use super::fields::example;
 use super::problem::{nearest, quoted};
 use super::raw::{RawConfig, RawListener, Text};
 use super::{Experiment, Listener, Route, Upstream};
+use crate::acme;
 
 /// What [`Checker::traffic`] found to be consistent.
 pub(super) struct Traffic {
@@ -22,10 +24,11 @@ impl Checker<'_> {
         &mut self,
         raw: &RawConfig,
         admin: Option<SocketAddr>,
+        state_dir: Option<&Path>,
     ) -> Option<Traffic> {
         self.at_least_one(raw.listeners.is_empty(), "listeners");
         self.at_least_one(raw.routes.is_empty(), "routes");
-        let listeners = self.listeners(&raw.listeners, admin);
+        let listeners = self.listeners(&raw.listeners, admin, state_dir);
         let upstreams = self.upstreams(&raw.upstreams);
         fn names<T>(list: &[T], name: impl Fn(&T) -> &Text) -> Vec<&str> {
             list.iter()
@@ -61,6 +64,7 @@ impl Checker<'_> {
         &mut self,
         raw: &[RawListener],
         admin: Option<SocketAddr>,
+        state_dir: Option<&Path>,
     ) -> Option<Vec<Listener>> {
         let mut names = Seen::default();
         let mut bound: Vec<(SocketAddr, String)> = admin
@@ -75,7 +79,11 @@ impl Checker<'_> {
                 let name = self.unique_name(&mut names, &raw.name, &format!("{here}.name"));
                 let address = self.listen_address(&raw.address, &here, &mut bound);
                 let tls = match &raw.tls {
-                    Some(raw) => self.tls(raw, &here).map(Some),
+                    Some(tls) => {
+                        let ordered =
+                            state_dir.map(|folder| acme::file(folder, raw.name.get_ref()));
+                        self.tls(tls, &here, raw.name.span(), ordered).map(Some)
+                    }
                     None => Some(None),
                 };
                 let protection = self.protection(
@@ -94,6 +102,15 @@ impl Checker<'_> {
                 })
             })
             .collect();
+        let is_plain = |raw: &RawListener| raw.tls.is_none();
+        if !raw.iter().any(is_plain)
+            && let Some(acme) = raw.iter().find_map(|raw| raw.tls.as_ref()?.acme_span())
+        {
+            let wrong = "needs a plain listener, on which the server looks for its challenge";
+            let fix = "add a listener without TLS that is reached on port 80";
+            self.report(acme, "listeners", wrong, fix);
+            return None;
+        }
         checked.into_iter().collect()
     }
 

@@ -17,6 +17,7 @@ pub struct ConfigMetrics {
     reloads: Family<ResultLabel, Counter>,
     generation: Gauge,
     refused: Gauge,
+    upgrades: Family<ResultLabel, Counter>,
 }
 
 impl ConfigMetrics {
@@ -26,7 +27,13 @@ impl ConfigMetrics {
             reloads: Family::default(),
             generation: Gauge::default(),
             refused: Gauge::default(),
+            upgrades: Family::default(),
         };
+        registry.register(
+            "edgemeter_upgrades",
+            "Upgrades to another process, by result; a process that was replaced is asked no more",
+            metrics.upgrades.clone(),
+        );
         registry.register(
             "edgemeter_config_reloads",
             "Reloads of the configuration file, by result",
@@ -45,7 +52,16 @@ impl ConfigMetrics {
         for result in ["applied", "unchanged", "refused"] {
             let _ = metrics.reloads.get_or_create(&ResultLabel { result });
         }
+        for result in ["served", "failed"] {
+            let _ = metrics.upgrades.get_or_create(&ResultLabel { result });
+        }
         metrics
+    }
+
+    /// An upgrade ended.
+    pub fn upgraded(&self, served: bool) {
+        let result = if served { "served" } else { "failed" };
+        self.upgrades.get_or_create(&ResultLabel { result }).inc();
     }
 
     /// A configuration came into force.

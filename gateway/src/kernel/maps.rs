@@ -363,6 +363,16 @@ pub struct EndpointMap(AyaHashMap<MapData, EndpointKey, Endpoint>);
 pub type NamedEndpoint = (SocketAddr, u16, Endpoint);
 
 impl EndpointMap {
+    /// What is in it: another process's, when one takes over from another.
+    #[must_use]
+    pub fn all(&self) -> Vec<NamedEndpoint> {
+        let named = |(key, endpoint): (EndpointKey, Endpoint)| {
+            let address = std::net::Ipv6Addr::from(key.address).to_canonical();
+            (SocketAddr::new(address, key.port), key.side, endpoint)
+        };
+        self.0.iter().flatten().map(named).collect()
+    }
+
     /// Makes the flows at these endpoints, and no others, the gateway's. Flows that exist keep
     /// their owners.
     ///

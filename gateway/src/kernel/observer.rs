@@ -119,6 +119,7 @@ pub struct Observer {
 /// The thread that follows.
 pub struct ObserverThread {
     stop: Arc<AtomicBool>,
+    again: Arc<AtomicBool>,
     thread: JoinHandle<()>,
 }
 
@@ -299,11 +300,16 @@ impl Observer {
     }
 
     /// Follows changes on a thread, which must already be in the namespace: call this on it.
-    fn follow(mut self, netlink: &Netlink, stopped: &AtomicBool) {
+    fn follow(mut self, netlink: &Netlink, stopped: &AtomicBool, again: &AtomicBool) {
         let identity = self.place.path.as_deref().and_then(identity);
         // What changed between the first look and the subscription.
         self.look();
         while !stopped.load(Ordering::Relaxed) {
+            if again.swap(false, Ordering::Relaxed)
+                && let Err(error) = self.begin()
+            {
+                log::error!("cannot attach anew: {error}");
+            }
             match netlink.wait(PATIENCE) {
                 Ok(true) => self.look(),
                 Ok(false) => {}
@@ -334,11 +340,16 @@ impl Observer {
     pub fn start(self) -> io::Result<ObserverThread> {
         let netlink = Netlink::open()?;
         let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
+        let again = Arc::new(AtomicBool::new(false));
+        let (stopped, asked) = (Arc::clone(&stop), Arc::clone(&again));
         let thread = std::thread::Builder::new()
             .name("interfaces".into())
-            .spawn(move || self.follow(&netlink, &stopped))?;
-        Ok(ObserverThread { stop, thread })
+            .spawn(move || self.follow(&netlink, &stopped, &asked))?;
+        Ok(ObserverThread {
+            stop,
+            again,
+            thread,
+        })
     }
 
     /// Enters the observer's namespace on a thread of its own, begins there, and follows.
@@ -347,7 +358,8 @@ impl Observer {
     /// The namespace cannot be entered (CAP_SYS_ADMIN), or nothing can be attached there.
     pub fn start_inside(mut self) -> Result<ObserverThread, KernelError> {
         let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
+        let again = Arc::new(AtomicBool::new(false));
+        let (stopped, asked) = (Arc::clone(&stop), Arc::clone(&again));
         let (said, says) = std::sync::mpsc::sync_channel(1);
         let name = self.place.name.clone();
         let failed = |reason: String| KernelError::Attach {
@@ -371,14 +383,18 @@ impl Observer {
                 match begun {
                     Ok(netlink) => {
                         let _ = said.send(Ok(()));
-                        self.follow(&netlink, &stopped);
+                        self.follow(&netlink, &stopped, &asked);
                     }
                     Err(error) => drop(said.send(Err(error))),
                 }
             })
             .map_err(|error| failed(error.to_string()))?;
         match says.recv() {
-            Ok(Ok(())) => Ok(ObserverThread { stop, thread }),
+            Ok(Ok(())) => Ok(ObserverThread {
+                stop,
+                again,
+                thread,
+            }),
             Ok(Err(reason)) => Err(failed(reason)),
             Err(_) => Err(failed("the thread ended".into())),
         }
@@ -386,6 +402,13 @@ impl Observer {
 }
 
 impl ObserverThread {
+    /// Setting it makes the thread put its programs in place of whoever's are there now: another
+    /// process had begun to take over, and failed.
+    #[must_use]
+    pub fn again(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.again)
+    }
+
     /// Stops following. The programs stay attached.
     pub fn stop(self) {
         self.stop.store(true, Ordering::Relaxed);

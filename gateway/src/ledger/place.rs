@@ -21,6 +21,12 @@ impl Place {
         Self::File(state_dir.join("ledger.db"))
     }
 
+    /// Whether several gateways may use it.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        matches!(self, Self::Shared(_))
+    }
+
     /// A `postgres://` URL.
     ///
     /// # Errors

@@ -80,6 +80,11 @@ impl Poster {
         posted
     }
 
+    /// Another process may have posted: the ledger says where it stopped, before the next tick.
+    pub fn look_again(&mut self) {
+        self.stale = true;
+    }
+
     fn append(
         &mut self,
         counters: &Counters,

@@ -140,6 +140,13 @@ fn lock(connection: &mut Connection, gateway: i64) -> Result<(), SqlError> {
     ))
 }
 
+fn unlock(connection: &mut Connection) -> Result<(), SqlError> {
+    connection
+        .client
+        .batch_execute("SELECT pg_advisory_unlock_all()")
+        .map_err(|error| refused(&error))
+}
+
 impl Database for Postgres {
     fn dialect(&self) -> Dialect {
         Dialect::Postgres
@@ -155,6 +162,11 @@ impl Database for Postgres {
             self.taken = Some(gateway);
             Ok(())
         })
+    }
+
+    fn give_up(&mut self) -> Result<(), SqlError> {
+        self.taken = None;
+        apart(|| unlock(self.connect()?))
     }
 }
 

@@ -232,6 +232,23 @@ pub(super) fn migrate(database: &mut dyn Database) -> Result<(), SqlError> {
     })
 }
 
+/// Fails unless the tables are of this version: who migrates them breaks the process that uses
+/// them.
+pub(super) fn expect_current(database: &mut dyn Database) -> Result<(), SqlError> {
+    let dialect = database.dialect();
+    let found = database.run(Access::Read, |statements| version(statements, dialect))?;
+    if found == VERSION {
+        return Ok(());
+    }
+    Err(SqlError::new(
+        Fault::Other,
+        format!(
+            "it has schema version {found} and this program uses {VERSION}: not without stopping \
+             the running gateway first"
+        ),
+    ))
+}
+
 fn version(statements: &mut dyn Statements, dialect: Dialect) -> Result<i64, SqlError> {
     let row = match dialect {
         Dialect::Sqlite => statements.one("PRAGMA user_version", &[])?,

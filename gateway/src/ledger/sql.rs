@@ -181,6 +181,9 @@ pub(crate) trait Database: Send {
     /// From now on this connection, and whatever replaces it, is the only one that posts for
     /// `gateway`. Fails with [`Fault::Stale`] when another one is.
     fn take(&mut self, gateway: i64) -> Result<(), SqlError>;
+
+    /// From now on another one may.
+    fn give_up(&mut self) -> Result<(), SqlError>;
 }
 
 impl dyn Database + '_ {

@@ -80,6 +80,10 @@ impl Database for Sqlite {
         let _ = &self.path;
         Ok(())
     }
+
+    fn give_up(&mut self) -> Result<(), SqlError> {
+        Ok(())
+    }
 }
 
 struct Running<'c>(&'c Connection);

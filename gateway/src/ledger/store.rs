@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     fs::{File, TryLockError},
+    os::fd::{AsFd as _, OwnedFd},
     path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock,
@@ -93,9 +94,28 @@ struct Inner {
     by_second: AtomicBool,
 }
 
-/// The right to post, until dropped.
+/// The right to post, until dropped or given up.
 #[derive(Debug)]
-pub struct Taken(#[expect(dead_code, reason = "the lock ends with it")] Option<File>);
+pub struct Taken(Option<File>);
+
+impl Taken {
+    /// Another hold on the lock, for the process that posts next: the lock stays taken as long as
+    /// any hold on it lives. None for a ledger that several gateways share.
+    ///
+    /// # Errors
+    /// There are no descriptors left.
+    pub fn second_hold(&self) -> std::io::Result<Option<OwnedFd>> {
+        let file = self.0.as_ref();
+        file.map(|file| file.as_fd().try_clone_to_owned())
+            .transpose()
+    }
+
+    /// From such a hold.
+    #[must_use]
+    pub fn from_hold(hold: OwnedFd) -> Self {
+        Self(Some(File::from(hold)))
+    }
+}
 
 impl Ledger {
     /// Opens or makes `<state_dir>/ledger.db`.
@@ -217,6 +237,29 @@ impl Ledger {
             )),
             Err(TryLockError::Error(error)) => Err(failed(Fault::Other, error.to_string())),
         }
+    }
+
+    /// Lets another process take a ledger that several gateways share; a file's lock is handed
+    /// over ([`Taken::second_hold`]).
+    ///
+    /// # Errors
+    /// The server cannot be reached: its connections end on their own, and the lock with them.
+    pub fn give_up(&self) -> Result<(), LedgerError> {
+        self.ok(self.lock().give_up())
+    }
+
+    /// Opens a ledger whose tables must be as this program knows them: another process uses them.
+    ///
+    /// # Errors
+    /// As [`Ledger::open_at`], or the tables are another version's.
+    pub fn open_beside(place: &Place, gateway: &str) -> Result<Self, LedgerError> {
+        let fail = |error: SqlError| wrap(place, error);
+        let mut database: Box<dyn Database> = match place {
+            Place::File(path) => Box::new(Sqlite::open(path).map_err(fail)?),
+            Place::Shared(url) => Box::new(Postgres::open(url).map_err(fail)?),
+        };
+        schema::expect_current(database.as_mut()).map_err(fail)?;
+        Self::over(database, place.clone(), gateway)
     }
 
     /// All owners this gateway ever numbered.
@@ -405,6 +448,10 @@ impl OwnerStore for Ledger {
         })
         .map(|_| ())
         .map_err(|error| StoreError(error.to_string()))
+    }
+
+    fn stored(&self) -> Result<Vec<(OwnerId, Owner)>, StoreError> {
+        self.owners().map_err(|error| StoreError(error.to_string()))
     }
 }
 

@@ -8,6 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
@@ -26,6 +27,7 @@ use super::{
     alarm::Desync,
     connection::Connection,
     frames::PREFACE,
+    full_http2::FullHttp2,
     gate::{Admitted, Turned, network_of},
     generation::Generation,
     guard::{Guard, Transport},
@@ -34,8 +36,13 @@ use super::{
     proxy_header::{self, Named, Opened},
     tls,
 };
-use crate::config::{Limits, ListenerIndex, Name, Protection};
+use crate::{
+    census::Kind,
+    config::{Limits, ListenerIndex, Name, Protection},
+};
 
+/// A connection on which nothing was asked for so long after we began to leave is closed.
+pub const LAST_REQUEST: Duration = Duration::from_secs(1);
 /// pingora's default.
 const KEEP_ALIVE_SECONDS: u64 = 60;
 
@@ -43,6 +50,8 @@ const KEEP_ALIVE_SECONDS: u64 = 60;
 pub struct MeteredApp {
     /// pingora's proxy.
     pub proxy: Arc<HttpProxy<Gateway>>,
+    /// HTTP/2 where the lean lane is off.
+    pub full_http2: FullHttp2,
     /// Shared state.
     pub shared: Arc<Shared>,
     /// The short way for requests that need nothing more.
@@ -65,6 +74,8 @@ impl ServerApp for MeteredApp {
     }
 
     async fn cleanup(&self) {
+        // pingora now closes the connections that wait for a request. One may be on its way.
+        tokio::time::sleep(LAST_REQUEST).await;
         self.proxy.http_cleanup().await;
     }
 }
@@ -90,6 +101,8 @@ impl MeteredApp {
         let generation = self.shared.generation.load_full();
         let listener = &generation.config.listeners[self.listener.0];
         let (name, limits) = (listener.name.as_str(), &listener.protection.limits);
+        let census = &self.shared.census;
+        let _alive = census.enter(Kind::Connection, listener.name.clone(), Instant::now());
         let received = Arc::new(AtomicU64::new(0));
         // In a box, as is all that an idle connection has no use for.
         let opened = Box::pin(self.open(stream, peer, &generation, &received));
@@ -332,7 +345,8 @@ impl MeteredApp {
                     .http2(&self.proxy, stream, connection, &limits, &leaving)
                     .await;
             } else {
-                self.proxy.process_new(stream, &leaving).await;
+                let proxy = self.full_http2.proxy(&limits);
+                proxy.process_new(stream, &leaving).await;
             }
         };
         let asking = async {

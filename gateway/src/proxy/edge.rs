@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use http::{HeaderName, HeaderValue, header};
 use pingora::{
     Error, ErrorType, Result, http::RequestHeader, http::ResponseHeader, prelude::Session,
@@ -31,6 +32,7 @@ use super::{
     write_whole,
 };
 use crate::{
+    acme::CHALLENGE_PATH,
     config::{CertificatePart, Config, Name, Policy, RateKey, RateLimit, TenantRule},
     export::EdgeMetrics,
 };
@@ -163,6 +165,30 @@ impl Gateway {
         } else if session.get_keepalive().is_some() {
             session.set_keepalive(Some(idle));
         }
+    }
+
+    /// Whether the request was an ACME server's, and was answered: on a plain listener, before any
+    /// route or policy, and only while an order is under way.
+    pub(super) async fn challenge(
+        &self,
+        session: &mut Session,
+        record: &mut RequestRecord,
+    ) -> Result<bool> {
+        let path = session.req_header().uri.path();
+        let Some(token) = path.strip_prefix(CHALLENGE_PATH) else {
+            return Ok(false);
+        };
+        let listener = &record.generation.config.listeners[self.listener.0];
+        let answer = self.shared.challenges.answer(token);
+        let Some(answer) = answer.filter(|_| listener.tls.is_none()) else {
+            return Ok(false);
+        };
+        record.status = 200;
+        let mut response = ResponseHeader::build(200, Some(2))?;
+        response.insert_header(header::CONTENT_TYPE, "application/octet-stream")?;
+        response.insert_header(header::CONTENT_LENGTH, answer.len())?;
+        write_whole(session, record, response, Bytes::from(answer.into_string())).await?;
+        Ok(true)
     }
 
     /// Whether the request was answered here: refused by its framing, or denied by its route.
@@ -489,7 +515,7 @@ pub(super) fn rate_headers(record: &RequestRecord) -> Vec<(HeaderName, HeaderVal
 async fn pass_on(
     session: &mut Session,
     record: &mut RequestRecord,
-    response: http::Response<bytes::Bytes>,
+    response: http::Response<Bytes>,
 ) -> Result<()> {
     let (parts, body) = response.into_parts();
     let mut header = ResponseHeader::build(parts.status, Some(parts.headers.len() + 1))?;

@@ -28,6 +28,7 @@ use super::{
     route::Route,
 };
 use crate::{
+    census::Kind,
     config::{Mirror, UpstreamIndex},
     owner::Quality,
 };
@@ -159,10 +160,14 @@ pub fn launch(
         return lost(Lost::Busy);
     }
     let under_way = UnderWay(Arc::clone(shared));
+    let upstream = &generation.config.upstreams[copy.upstream.0].name;
+    let alive = shared
+        .census
+        .enter(Kind::Mirror, upstream.clone(), Instant::now());
     let (shared, generation) = (Arc::clone(shared), Arc::clone(generation));
     let (route, tenant) = (Arc::clone(route), Box::<str>::from(tenant));
     tokio::spawn(async move {
-        let _under_way = under_way;
+        let _under_way = (under_way, alive);
         let send = send(
             &shared,
             &generation,

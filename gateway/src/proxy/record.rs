@@ -17,7 +17,7 @@ use super::{
     generation::Generation,
     meter::{EndpointId, Tracked},
     mirror::MirrorCopy,
-    route::Route,
+    route::{Lines, Route},
     strict::Refusal,
     token::{Claims, Refused},
     upstream::{self, Pool, limits::Admission},
@@ -25,10 +25,12 @@ use super::{
 use crate::{
     access_log::{Attempt as LoggedAttempt, AttemptTiming, ClientAddress, Entry, Leg as LoggedLeg},
     budget::Decision,
+    census::{Alive, Kind},
     config::{ListenerIndex, Match, Name, UpstreamIndex},
     owner::{OwnerId, Quality},
     proxy::Shared,
     slots::{Hold, RangeTicket},
+    trace::{SpanId, TRACEPARENT, TRACESTATE, Trace},
     units::PayloadBytes,
 };
 
@@ -84,6 +86,10 @@ pub struct RequestRecord {
     pub(super) vouched: Vec<(HeaderName, HeaderValue)>,
     /// The rate limit it is closest to.
     pub(super) rate: Option<Rate>,
+    /// Its place in a trace, when it is recorded.
+    trace: Option<Box<(Trace, Option<String>)>>,
+    /// In the census, once begun.
+    alive: Option<Alive>,
     // Last, so that it is dropped when everything else is done: the next request may begin then.
     pub(super) connection: Option<OnConnection>,
 }
@@ -172,6 +178,8 @@ pub(super) struct Attempt {
     pub(super) held: Option<upstream::Attempt>,
     pub(super) leg: Option<Leg>,
     pub(super) timing: AttemptTiming,
+    /// Its own, when the request is recorded.
+    span: Option<SpanId>,
 }
 
 impl RequestRecord {
@@ -208,6 +216,8 @@ impl RequestRecord {
             token: None,
             vouched: Vec::new(),
             rate: None,
+            trace: None,
+            alive: None,
             connection: None,
         }
     }
@@ -228,7 +238,36 @@ impl RequestRecord {
 
     /// From here on the request is accounted for.
     pub(super) fn begin(&mut self, request: RequestLine) {
+        let listener = &self.generation.config.listeners[request.listener.0];
+        let census = &self.shared.census;
+        self.alive = Some(census.enter(Kind::Request, listener.name.clone(), self.started));
         self.request = Some(request);
+    }
+
+    /// Records the request when its caller does, or chance wants it. Ask once a request.
+    pub(super) fn trace(&mut self, headers: &dyn Lines) {
+        let sampler = &self.shared.sampler;
+        if !sampler.is_on() {
+            return;
+        }
+        let given = headers.first(&TRACEPARENT);
+        if sampler.wants(given) {
+            let state = headers.first(&TRACESTATE).map(str::to_owned);
+            self.trace = Some(Box::new((Trace::begin(given), state)));
+        }
+    }
+
+    /// Its place in a trace, when it is recorded.
+    pub(super) fn recorded(&self) -> Option<&Trace> {
+        self.trace.as_ref().map(|recorded| &recorded.0)
+    }
+
+    /// The attempt under way gets a span of its own, when the request is recorded.
+    pub(super) fn trace_attempt(&mut self) -> Option<SpanId> {
+        self.trace.as_ref()?;
+        let span = SpanId::random();
+        self.attempts.last_mut()?.span = Some(span);
+        Some(span)
     }
 
     /// The response is about to be written to an HTTP/2 connection that streams share.
@@ -288,10 +327,13 @@ impl RequestRecord {
                 peer: attempt.peer,
                 timing,
                 leg,
+                span: attempt.span,
             });
         }
-        if let Some(log) = &shared.access_log {
-            log.push(Entry {
+        let recorded = self.trace.take();
+        let exporter = shared.exporter.as_ref().filter(|_| recorded.is_some());
+        if shared.access_log.is_some() || exporter.is_some() {
+            let entry = Entry {
                 unix_time: std::time::SystemTime::now(),
                 id: request.id(),
                 listener: self.generation.config.listeners[request.listener.0]
@@ -314,7 +356,15 @@ impl RequestRecord {
                 error: self.error.as_deref(),
                 client_leg: client,
                 attempts,
-            });
+                trace: recorded.as_deref().map(|(trace, _)| trace),
+                trace_state: recorded.as_deref().and_then(|(_, state)| state.as_deref()),
+            };
+            if let Some(exporter) = exporter {
+                exporter.push(&entry);
+            }
+            if let Some(log) = &shared.access_log {
+                log.push(entry);
+            }
         }
     }
 }
@@ -434,6 +484,7 @@ impl RequestRecord {
             peer: held.address(),
             held: Some(held),
             leg: None,
+            span: None,
             timing: AttemptTiming {
                 began: self.elapsed(),
                 ..AttemptTiming::default()

@@ -28,7 +28,10 @@ use super::{
     connection::{Identity, Tls as Agreed},
     proxy_header::Opened,
 };
-use crate::config::{ClientCertificates, KeyPair, Tls, TlsVersion};
+use crate::{
+    acme,
+    config::{ClientCertificates, KeyPair, Tls, TlsVersion},
+};
 
 /// A file that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -145,6 +148,10 @@ struct Certificates {
 
 impl Certificates {
     fn load(tls: &Tls, provider: &CryptoProvider) -> Result<Self, TlsError> {
+        if let Some(acme) = &tls.acme {
+            acme::ensure(&tls.pair.certificate, &acme.domains)
+                .map_err(|error| TlsError::new(&tls.pair.certificate, format!("{error:#}")))?;
+        }
         let (default, names) = load(&tls.pair, provider)?;
         let mut certificates = Self {
             exact: HashMap::new(),

@@ -43,7 +43,11 @@ fn every_panel_and_rule_asks_for_metrics_that_exist() {
                     [[routes]]\nname = \"kept\"\npath = { prefix = \"/kept\" }\n\
                     upstream = \"origin\"\n[routes.cache]\n\
                     [[listeners]]\nname = \"fenced\"\naddress = \"127.0.0.1:8099\"\n\
-                    access = { deny = [\"192.0.2.0/24\"], kernel = true }\n"
+                    access = { deny = [\"192.0.2.0/24\"], kernel = true }\n\
+                    [tracing]\nendpoint = \"http://127.0.0.1:9\"\n\
+                    [[listeners]]\nname = \"ordered\"\naddress = \"[::]:8444\"\n\
+                    [listeners.tls.acme]\ndirectory = \"https://127.0.0.1:9/dir\"\n\
+                    domains = [\"shop.example\"]\nretry_seconds = 1\n"
                 .into(),
             ..Setup::default()
         },

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
+    path::Path,
     process::{Child, Stdio},
     time::{Duration, Instant},
 };
@@ -57,6 +58,11 @@ impl Example {
 
     /// Runs a text in the same way.
     pub fn run(text: &str, upstreams: &[SocketAddr]) -> Self {
+        Self::run_with(text, upstreams, &[])
+    }
+
+    /// Runs a text with environment variables.
+    pub fn run_with(text: &str, upstreams: &[SocketAddr], env: &[(&str, &Path)]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let (address, admin) = (free_address(), free_address());
         let mut text = text
@@ -78,6 +84,7 @@ impl Example {
             .args(["run", "--config"])
             .arg(&path)
             .current_dir(directory.path())
+            .envs(env.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -95,10 +102,47 @@ impl Example {
         example
     }
 
+    /// One command of the program, with this configuration: whether it succeeded, and its output.
+    pub fn command(&self, command: &str) -> (bool, String) {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_edgemeter"))
+            .args([command, "--config", "edgemeter.toml"])
+            .current_dir(self.directory.path())
+            .output()
+            .unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (
+            output.status.success(),
+            String::from_utf8_lossy(&said).into_owned(),
+        )
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn wait_for(&self, what: &str, mut done: impl FnMut() -> bool) {
         let started = Instant::now();
         while !done() {
             assert!(started.elapsed() < DEADLINE, "no {what}: {}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Sends the gateway a signal.
+    pub fn signal(&self, signal: i32) {
+        let pid = i32::try_from(self.child.id()).unwrap();
+        // SAFETY: two integers; the child has not been waited for.
+        assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+    }
+
+    /// Waits until the gateway has ended.
+    pub fn wait_for_exit(&mut self) -> std::process::ExitStatus {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(started.elapsed() < DEADLINE, "it lives on: {}", self.log());
             std::thread::sleep(Duration::from_millis(20));
         }
     }

@@ -47,6 +47,9 @@ pub struct Setup {
     pub extra: String,
     /// None: a directory of the test's own on the real bpffs.
     pub bpffs: Option<PathBuf>,
+    pub grace_seconds: u32,
+    /// Runs a copy of the binary in the site's directory, which can be replaced.
+    pub own_binary: bool,
 }
 
 impl Default for Setup {
@@ -61,6 +64,8 @@ impl Default for Setup {
             priced: false,
             extra: String::new(),
             bpffs: None,
+            grace_seconds: 0,
+            own_binary: false,
         }
     }
 }
@@ -68,6 +73,9 @@ impl Default for Setup {
 /// The three hosts, the origin and the gateway.
 pub struct Site {
     gateway: Option<Child>,
+    /// A process that took over: not our child.
+    successor: Option<u32>,
+    binary: PathBuf,
     _origin: Origin,
     pub hosts: Topology,
     pub certificate: Certificate,
@@ -96,8 +104,16 @@ impl Site {
         let bpffs = setup.bpffs.clone().unwrap_or(own);
         let text = configuration(setup, peers[usize::from(setup.upstream_v6)], &bpffs);
         std::fs::write(directory.path().join("edgemeter.toml"), text).unwrap();
+        let mut binary = PathBuf::from(env!("CARGO_BIN_EXE_edgemeter"));
+        if setup.own_binary {
+            let own = directory.path().join("edgemeter");
+            std::fs::copy(&binary, &own).unwrap();
+            binary = own;
+        }
         let mut site = Self {
             gateway: None,
+            successor: None,
+            binary,
             _origin: origin,
             hosts,
             certificate,
@@ -115,11 +131,7 @@ impl Site {
             .append(true)
             .open(self.directory.path().join("gateway.log"))
             .unwrap();
-        let mut command = self
-            .hosts
-            .gateway
-            .command(env!("CARGO_BIN_EXE_edgemeter"))
-            .unwrap();
+        let mut command = self.hosts.gateway.command(&self.binary).unwrap();
         let child = command
             .args(["run", "--config"])
             .arg(self.config())
@@ -148,9 +160,38 @@ impl Site {
         std::fs::read_to_string(self.directory.path().join("gateway.log")).unwrap_or_default()
     }
 
+    /// The process that serves.
+    pub fn pid(&self) -> u32 {
+        let child = self.gateway.as_ref().map(Child::id);
+        self.successor.or(child).unwrap()
+    }
+
+    /// An upgrade has put this process in the place of the one before, which has ended.
+    pub fn replaced_by(&mut self, pid: u32) {
+        if let Some(mut child) = self.gateway.take() {
+            let status = child.wait().unwrap();
+            assert!(status.success(), "{status}: {}", self.log());
+        }
+        self.successor = Some(pid);
+    }
+
+    /// One request with the token: whether it was granted, and the answer.
+    pub fn ask_admin(&self, method: &str, path: &str) -> (bool, String) {
+        let admin = edgemeter::config::Admin {
+            listen: ADMIN.parse().unwrap(),
+            token_file: self.directory.path().join("state/admin.token"),
+        };
+        let asked = self
+            .hosts
+            .gateway
+            .run(|| edgemeter::admin::client::ask(&admin, method, path).unwrap());
+        let (status, said) = asked.unwrap();
+        (status == 200, said)
+    }
+
     /// Sends the gateway a signal.
     pub fn signal(&self, signal: i32) {
-        let pid = i32::try_from(self.gateway.as_ref().unwrap().id()).unwrap();
+        let pid = i32::try_from(self.pid()).unwrap();
         // SAFETY: two integers; the child has not been waited for.
         assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
     }
@@ -176,6 +217,11 @@ impl Site {
 
     /// Ends the gateway with a signal, and waits.
     pub fn end(&mut self, signal: i32) {
+        if let Some(pid) = self.successor.take() {
+            // SAFETY: two integers; the process is this test's.
+            unsafe { libc::kill(i32::try_from(pid).unwrap(), signal) };
+            return;
+        }
         let mut child = self.gateway.take().unwrap();
         let pid = i32::try_from(child.id()).unwrap();
         // SAFETY: two integers; the child has not been waited for.
@@ -287,12 +333,31 @@ impl Site {
     }
 }
 
+impl Site {
+    /// Ends every process that runs with this site's configuration.
+    fn kill_all(&self) {
+        let config = self.config();
+        for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let line = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
+            let ours = line
+                .split(|byte| *byte == 0)
+                .any(|word| word == config.as_os_str().as_encoded_bytes());
+            if ours && let Ok(pid) = process.file_name().to_string_lossy().parse::<i32>() {
+                // SAFETY: two integers; the process runs with this test's own file.
+                unsafe { libc::kill(pid, libc::SIGKILL) };
+            }
+        }
+    }
+}
+
 impl Drop for Site {
     fn drop(&mut self) {
         if let Some(mut child) = self.gateway.take() {
             let _ = child.kill();
             let _ = child.wait();
         }
+        // Also a process that took over in a test which then failed.
+        self.kill_all();
         if std::thread::panicking() {
             eprintln!("gateway log:\n{}", self.log());
         }
@@ -359,6 +424,7 @@ fn configuration(setup: &Setup, peer: SocketAddr, bpffs: &std::path::Path) -> St
         flows_max,
         upstream_http2,
         required,
+        grace_seconds,
         ..
     } = setup;
     let (client, service) = (GATEWAY_TO_CLIENT.device, GATEWAY_TO_SERVICE.device);
@@ -368,7 +434,8 @@ fn configuration(setup: &Setup, peer: SocketAddr, bpffs: &std::path::Path) -> St
 [gateway]
 state_dir = "state"
 threads = 2
-grace_seconds = 0
+grace_seconds = {grace_seconds}
+upgrade_timeout_seconds = 10
 [admin]
 listen = "{ADMIN}"
 [observe]

@@ -5,6 +5,7 @@
 // the helpers they share are not.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod acme;
 mod alarm;
 mod balance;
 mod billing;
@@ -17,6 +18,7 @@ mod dashboards;
 mod degraded;
 mod differential;
 mod disk;
+mod drain;
 mod echo;
 mod example;
 mod flows;
@@ -30,17 +32,22 @@ mod kernel_access;
 mod lanes;
 mod local;
 mod origin;
+mod otlp;
 mod packets;
+mod profile;
 mod protection;
 mod push;
 mod reload;
+mod reloaded;
 mod remote;
 mod restart;
 mod routes;
 mod routing;
 mod suites;
+mod supervised;
 mod tls;
 mod transport;
+mod upgrade;
 mod upstreams;
 mod wire;
 

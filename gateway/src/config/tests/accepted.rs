@@ -14,6 +14,10 @@ fn a_full_file_becomes_types() {
     let (folder, config) = full("types");
     assert_eq!(config.gateway.threads.get(), 2);
     assert_eq!(config.gateway.grace, Duration::from_secs(10));
+    assert_eq!(config.gateway.upgrade_timeout, Duration::from_secs(60));
+    let tracing = config.tracing.unwrap();
+    assert_eq!(tracing.parts_per_million, 1_000);
+    assert_eq!(tracing.service_name, "edge");
     let observe = config.observe.unwrap();
     assert_eq!(observe.interfaces, ["edge0", "svc0"]);
     assert_eq!(observe.exclude, ["veth*"]);
@@ -224,13 +228,12 @@ fn every_field_has_an_example_that_is_right() {
 #[test]
 fn the_edge_file_becomes_types() {
     let folder = Folder::new("edge");
-    folder.write("cert.pem", "-----BEGIN CERTIFICATE-----\n");
-    folder.write("key.pem", "-----BEGIN EC PRIVATE KEY-----\n");
+    folder.write_pair("cert.pem", "key.pem");
     let config = match Config::load(folder.write("edge.toml", EDGE)) {
         Ok(config) => config,
         Err(error) => panic!("{error}"),
     };
-    let [plain, secure] = &config.listeners[..] else {
+    let [plain, secure, ordered] = &config.listeners[..] else {
         panic!("{:?}", config.listeners);
     };
     assert_eq!(plain.protection, Protection::default());
@@ -247,6 +250,9 @@ fn the_edge_file_becomes_types() {
     assert_eq!(tls.versions, [TlsVersion::V1_2, TlsVersion::V1_3]);
     assert_eq!(tls.certificates.len(), 1);
     assert!(tls.client.as_ref().unwrap().required);
+    let acme = ordered.tls.as_ref().unwrap().acme.as_ref().unwrap();
+    assert_eq!(*acme.domains, [Box::<str>::from("shop.example")]);
+    assert_eq!(acme.retry, Duration::from_secs(60));
     let limit = &config.routes[0].policy.rate_limits[0];
     assert_eq!((limit.requests.get(), limit.burst.get()), (100, 200));
     assert_eq!(limit.key, RateKey::Client);

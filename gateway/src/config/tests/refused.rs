@@ -1,7 +1,7 @@
 //! What is refused, word by word as people read it.
 
 use super::super::*;
-use super::{EDGE, FULL, complaints, refused, refused_after};
+use super::{EDGE, FULL, Folder, SMALL, complaints, refused, refused_after};
 
 #[test]
 fn syntax_is_refused_where_it_breaks() {
@@ -438,4 +438,56 @@ fn protection_is_refused_precisely() {
         let found = edge(from, to);
         assert!(found.ends_with(expected), "{found}");
     }
+}
+
+#[test]
+fn a_key_of_another_certificate_is_refused_with_both_files() {
+    let folder = Folder::new("fit");
+    folder.write_pair("cert.pem", "key.pem");
+    folder.write_pair("other.pem", "other-key.pem");
+    let text =
+        format!("{SMALL}[listeners.tls]\ncertificate = \"cert.pem\"\nkey = \"other-key.pem\"\n");
+    let error = Config::load(folder.write("fit.toml", &text))
+        .unwrap_err()
+        .to_string();
+    let (certificate, key) = (folder.0.join("cert.pem"), folder.0.join("other-key.pem"));
+    let (certificate, key) = (certificate.display(), key.display());
+    assert!(
+        error.contains(&format!(
+            "12:7: listeners[0].tls.key: \"{key}\" is not the key of \"{certificate}\"; \
+             fix: name the key that \"{certificate}\" was made with"
+        )),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_orders_a_certificate_needs_names_and_a_plain_listener() {
+    for (acme, expected) in [
+        (
+            "directory = \"http://acme.example\"\ndomains = [\"shop.example\"]",
+            "listeners[1].tls.acme.directory: \"http://acme.example\" is not an https:// URL",
+        ),
+        (
+            "directory = \"https://acme.example/d\"\ndomains = [\"*.shop.example\"]",
+            "listeners[1].tls.acme.domains[0]: \"*.shop.example\" is not a host name that http-01 \
+             can prove",
+        ),
+    ] {
+        let text = format!(
+            "{SMALL}[[listeners]]\nname = \"secure\"\naddress = \"127.0.0.1:8443\"\n\
+             [listeners.tls.acme]\n{acme}\n"
+        );
+        let said = complaints(&text).join("\n");
+        assert!(said.contains(expected), "{said}");
+    }
+    let lone = format!(
+        "{SMALL}[listeners.tls.acme]\ndirectory = \"https://acme.example/d\"\n\
+         domains = [\"shop.example\"]\n"
+    );
+    let said = complaints(&lone).join("\n");
+    assert!(
+        said.contains("listeners: needs a plain listener, on which the server looks"),
+        "{said}"
+    );
 }

@@ -131,6 +131,10 @@ impl Database for Failing {
     fn take(&mut self, gateway: i64) -> Result<(), SqlError> {
         self.inner.take(gateway)
     }
+
+    fn give_up(&mut self) -> Result<(), SqlError> {
+        self.inner.give_up()
+    }
 }
 
 struct Counting<'s> {

@@ -109,6 +109,7 @@ impl Lane {
             ClientAddress::Socket(connection.client),
             self.listener,
         ));
+        record.trace(head.lines);
         record.client_ip = Some(connection.client.ip());
         record.connection = Some(OnConnection::new(Arc::clone(connection)));
         if let Some(tracked) = tracked {

@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::buffers::Buffer;
+use super::forward;
 use super::pool::{PoolKey, UpstreamConnection};
 use super::relay::{Patience, within};
 use super::serve::Lane;
@@ -38,6 +39,8 @@ pub struct Outbound {
     pub bytes: Buffer,
     /// Of those, the body.
     pub body_bytes: usize,
+    /// Where an attempt's span goes in the head, when the request is recorded.
+    pub span_at: Option<usize>,
     /// May be sent again when a kept connection turns out closed.
     pub repeatable: bool,
 }
@@ -206,6 +209,11 @@ impl Lane {
             Leg::begin(&self.shared, tracked.clone(), owner, Quality::Exact, true)
         });
         record.attempt_connected(reused, leg);
+        if let Some(at) = request.span_at
+            && let Some(span) = record.trace_attempt()
+        {
+            forward::set_span(&mut request.bytes.bytes, at, span);
+        }
     }
 }
 

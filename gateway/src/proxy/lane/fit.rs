@@ -39,6 +39,8 @@ impl Fit {
             rate_store: _,
             cache: _,
             budgets,
+            // A request that is to be recorded leaves the lane; any other keeps its headers.
+            tracing: _,
             text: _,
             listeners,
             upstreams,

@@ -8,7 +8,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use httparse::Header;
 
 use super::head::{Framing, RequestHead, ResponseHead, is_hop_by_hop};
-use crate::proxy::{X_FORWARDED_FOR, connection::Connection, record::RequestRecord};
+use crate::{
+    proxy::{X_FORWARDED_FOR, connection::Connection, record::RequestRecord},
+    trace::{SpanId, TRACEPARENT, Trace},
+};
 
 /// What the gateway says of the request to the upstream.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +22,8 @@ pub struct Forwarded<'a> {
     pub tls: bool,
     /// The request's id.
     pub id: &'a str,
+    /// Its place in a trace, when it is recorded.
+    pub trace: Option<&'a Trace>,
 }
 
 impl<'a> Forwarded<'a> {
@@ -29,19 +34,25 @@ impl<'a> Forwarded<'a> {
             client: Some(connection.client.ip()),
             tls: connection.tls.is_some(),
             id: record.request.as_ref().map_or("", |line| line.id()),
+            trace: record.recorded(),
         }
     }
 }
 
-/// Writes the request head for the upstream.
-pub fn request(out: &mut Vec<u8>, head: &RequestHead<'_, '_>, forwarded: &Forwarded<'_>) {
+/// Writes the request head for the upstream. Returns where an attempt's span goes, when the request
+/// is recorded.
+pub fn request(
+    out: &mut Vec<u8>,
+    head: &RequestHead<'_, '_>,
+    forwarded: &Forwarded<'_>,
+) -> Option<usize> {
     for part in [head.method, " ", head.target, " HTTP/1.1\r\n"] {
         out.extend_from_slice(part.as_bytes());
     }
     let named = named_by_connection(head.headers, head.names_lines);
     let mut chained = false;
     for header in head.headers {
-        if is_hop_by_hop(header.name, named) || is_ours(header.name) {
+        if is_hop_by_hop(header.name, named) || is_ours(header.name, forwarded) {
             chained |= header.name.eq_ignore_ascii_case("x-forwarded-for");
             continue;
         }
@@ -52,23 +63,24 @@ pub fn request(out: &mut Vec<u8>, head: &RequestHead<'_, '_>, forwarded: &Forwar
         .iter()
         .filter(|header| chained && header.name.eq_ignore_ascii_case("x-forwarded-for"))
         .map(|header| header.value);
-    ours(out, chain, head.host, forwarded);
+    ours(out, chain, head.host, forwarded)
 }
 
-/// Writes the head of a request that came by HTTP/2 for an upstream that speaks HTTP/1.1.
+/// Writes the head of a request that came by HTTP/2 for an upstream that speaks HTTP/1.1. Returns
+/// what [`request`] does.
 pub fn request_of_http2(
     out: &mut Vec<u8>,
     method: &Method,
     (target, host): (&str, &str),
     headers: &HeaderMap,
     forwarded: &Forwarded<'_>,
-) {
+) -> Option<usize> {
     for part in [method.as_str(), " ", target, " HTTP/1.1\r\n"] {
         out.extend_from_slice(part.as_bytes());
     }
     text_line(out, "host", host);
     for (name, value) in headers {
-        if is_not_sent_on(name) || is_ours(name.as_str()) {
+        if is_not_sent_on(name) || is_ours(name.as_str(), forwarded) {
             continue;
         }
         out.extend_from_slice(name.as_str().as_bytes());
@@ -77,7 +89,7 @@ pub fn request_of_http2(
         out.extend_from_slice(b"\r\n");
     }
     let chain = headers.get_all(&X_FORWARDED_FOR).iter();
-    ours(out, chain.map(HeaderValue::as_bytes), Some(host), forwarded);
+    ours(out, chain.map(HeaderValue::as_bytes), Some(host), forwarded)
 }
 
 /// The host, which is said already, and what is about this hop: lines that HTTP/2 knows no
@@ -101,7 +113,7 @@ fn ours<'c>(
     chain: impl Iterator<Item = &'c [u8]>,
     host: Option<&str>,
     forwarded: &Forwarded<'_>,
-) {
+) -> Option<usize> {
     if let Some(client) = forwarded.client {
         out.extend_from_slice(b"x-forwarded-for: ");
         for before in chain.filter(|before| std::str::from_utf8(before).is_ok()) {
@@ -117,7 +129,21 @@ fn ours<'c>(
         text_line(out, "x-forwarded-host", host);
     }
     text_line(out, "x-request-id", forwarded.id);
+    let span_at = forwarded.trace.map(|trace| {
+        text_line(out, TRACEPARENT.as_str(), &trace.header(trace.span));
+        out.len() - SPAN_FROM_END
+    });
     out.extend_from_slice(b"\r\n");
+    span_at
+}
+
+/// From a span's number to the end of its line.
+const SPAN_FROM_END: usize = "0123456789abcdef-01\r\n".len();
+
+/// Puts an attempt's span where [`request`] said.
+pub fn set_span(head: &mut [u8], at: usize, span: SpanId) {
+    // As long as the one before it.
+    let _ = write!(&mut head[at..], "{span}");
 }
 
 /// Writes the response head for the client. With `close` it says that nothing follows.
@@ -146,8 +172,10 @@ pub fn named_by_connection<'h, 'b>(headers: &'h [Header<'b>], any: bool) -> &'h 
 }
 
 /// Lines that only the gateway may write: a client's own would be believed.
-fn is_ours(name: &str) -> bool {
+fn is_ours(name: &str, forwarded: &Forwarded<'_>) -> bool {
     match name.len() {
+        // Of a request that is not recorded it goes on as it came.
+        11 => forwarded.trace.is_some() && name.eq_ignore_ascii_case(TRACEPARENT.as_str()),
         12 => name.eq_ignore_ascii_case("x-request-id"),
         15 => name.eq_ignore_ascii_case("x-forwarded-for"),
         16 => {

@@ -17,7 +17,7 @@ use super::relay::{self, Remaining, within};
 use crate::{
     config::{Limits, ListenerIndex},
     owner::Quality,
-    proxy::{Shared, connection::Connection, meter::Tracked, route::Lines},
+    proxy::{Shared, app::LAST_REQUEST, connection::Connection, meter::Tracked, route::Lines},
     units::PayloadBytes,
 };
 
@@ -146,22 +146,24 @@ impl Lane {
         }
     }
 
-    /// Waits for a request; None when the client closes, is silent for too long, or we stop.
+    /// Waits for a request; None when the client closes or is silent for too long. When we stop,
+    /// one may be on its way: it is waited for a little.
     async fn idle(
         &self,
         client: &mut Client<'_>,
         wait: Duration,
         shutdown: &mut ShutdownWatch,
     ) -> Option<Buffer> {
-        if *shutdown.borrow() {
-            return None;
-        }
+        let first = within(wait, buffers::first_bytes(client.stream.as_mut()));
+        let stop = async {
+            if shutdown.wait_for(|stop| *stop).await.is_ok() {
+                tokio::time::sleep(LAST_REQUEST).await;
+            }
+        };
         tokio::select! {
             biased;
-            first = within(wait, buffers::first_bytes(client.stream.as_mut())) => {
-                first.ok().flatten()
-            }
-            _ = shutdown.changed() => None,
+            first = first => first.ok().flatten(),
+            () = stop => None,
         }
     }
 
@@ -250,6 +252,9 @@ impl Lane {
         if head.special || head.old {
             return Plan::Full;
         }
+        if head.target.starts_with(crate::acme::CHALLENGE_PATH) {
+            return Plan::Full;
+        }
         let Ok(method) = http::Method::from_bytes(head.method.as_bytes()) else {
             return Plan::Full;
         };
@@ -268,7 +273,7 @@ impl Lane {
         };
         let mut outbound = Buffer::take();
         let forwarded = Forwarded::of(&client.connection, &admitted.record);
-        forward::request(&mut outbound.bytes, &head, &forwarded);
+        let span_at = forward::request(&mut outbound.bytes, &head, &forwarded);
         Plan::Serve(Box::new(Request {
             head_bytes: head.bytes,
             to_head: method == http::Method::HEAD,
@@ -277,6 +282,7 @@ impl Lane {
                 upstream: admitted.upstream,
                 bytes: outbound,
                 body_bytes,
+                span_at,
                 repeatable: admitted.repeatable,
                 record: admitted.record,
             },

@@ -98,7 +98,7 @@ impl Client<'_> {
         let mut bytes = Buffer::take();
         let forwarded = Forwarded::of(self.connection, &admitted.record);
         let target = (head.target, host);
-        forward::request_of_http2(
+        let span_at = forward::request_of_http2(
             &mut bytes.bytes,
             &parts.method,
             target,
@@ -111,6 +111,7 @@ impl Client<'_> {
                 upstream: admitted.upstream,
                 bytes,
                 body_bytes,
+                span_at,
                 repeatable: admitted.repeatable,
             },
             to_head: parts.method == Method::HEAD,
