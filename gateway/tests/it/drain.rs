@@ -252,3 +252,21 @@ fn a_stuck_request_is_seen_and_load_leaves_nothing_behind() {
         std::thread::sleep(Duration::from_millis(50));
     }
 }
+
+#[test]
+fn a_copy_that_a_mirror_keeps_waiting_is_seen_and_nobody_waits_for_it() {
+    let servers = ["orders", "orders-next", "shadow"].map(Echo::start);
+    let addresses = servers.each_ref().map(|server| server.address);
+    let gateway = Example::start("routing", &addresses);
+    let alive = |kind: &str, older_than: &str| {
+        gateway.scrape().sum("edgemeter_tasks", |sample| {
+            sample.label("kind") == kind && sample.label("older_than") == older_than
+        })
+    };
+    servers[2].mood.delay_ms.store(6_000, Ordering::SeqCst);
+    let answer = gateway.get("shop.example", "/items/13?view=short", &[]);
+    assert_eq!(answer.status, 200);
+    gateway.wait_for("an old copy", || alive("mirror", "1") == 1);
+    assert_eq!(alive("request", "0"), 0, "its request is over");
+    gateway.wait_for("no copy", || alive("mirror", "0") == 0);
+}
