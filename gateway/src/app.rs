@@ -30,6 +30,7 @@ use crate::{
     collector::{Collector, CollectorThread},
     config::{self, Cidr, Config, ListenerIndex, PeerAddress, PushSink, UpstreamIndex},
     connections::{self, Connections, Watcher, WatcherThread},
+    descriptors,
     duties::Duties,
     export::{
         AcmeMetrics, BudgetMetrics, CensusMetrics, ConfigMetrics, ConnectionMetrics, EdgeMetrics,
@@ -79,8 +80,28 @@ pub fn run(path: &Path, take_over: bool) -> anyhow::Result<()> {
     result
 }
 
+/// A gateway that runs out of files accepts nobody.
+fn raise_open_files(config: &Config) {
+    match descriptors::Limit::raise() {
+        Ok(limit) => match limit.complaint(connections_max(config)) {
+            Some(complaint) => log::warn!("{complaint}"),
+            None => log::info!("at most {} open files", limit.soft),
+        },
+        Err(error) => log::warn!("the limit of open files cannot be raised: {error}"),
+    }
+}
+
+/// Over all listeners.
+pub(crate) fn connections_max(config: &Config) -> u64 {
+    let listeners = config.listeners.iter();
+    listeners
+        .map(|listener| listener.protection.limits.connections_max as u64)
+        .sum()
+}
+
 fn serve_until_end(path: &Path, mut predecessor: Option<Predecessor>) -> anyhow::Result<()> {
     let config = Config::load(path)?;
+    raise_open_files(&config);
     std::fs::create_dir_all(&config.gateway.state_dir).with_context(|| {
         format!(
             "gateway.state_dir: cannot make {}",

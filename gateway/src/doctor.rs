@@ -3,8 +3,9 @@
 use std::{fmt::Write as _, path::Path};
 
 use crate::{
-    app::{kernel_options, selection},
+    app::{connections_max, kernel_options, selection},
     config::Config,
+    descriptors::Limit,
     kernel::{self, Framing, Options, PinDirectory, Selection, devices},
     ledger::Ledger,
 };
@@ -82,6 +83,12 @@ pub fn examine(config: &Config) -> (String, bool) {
         }
     }
     findings.push(Finding {
+        what: "open files",
+        result: open_files(config),
+        lost: "connections beyond it are not accepted",
+        required: false,
+    });
+    findings.push(Finding {
         what: "ledger",
         result: Ledger::open_at(&config.gateway.ledger, &config.gateway.id)
             .map(|ledger| ledger.place().to_string())
@@ -115,6 +122,14 @@ fn render(findings: &[Finding], observes: bool) -> (String, bool) {
     };
     let _ = writeln!(text, "{verdict}");
     (text, fit)
+}
+
+fn open_files(config: &Config) -> Result<String, String> {
+    let limit = Limit::now().map_err(|error| error.to_string())?;
+    match limit.complaint(connections_max(config)) {
+        Some(complaint) => Err(complaint),
+        None => Ok(format!("at most {}", limit.hard)),
+    }
 }
 
 fn kernel_at_least(major: u32, minor: u32) -> Result<String, String> {

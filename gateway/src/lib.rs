@@ -25,6 +25,7 @@ pub mod collector;
 pub mod config;
 pub mod connections;
 pub mod cost;
+pub mod descriptors;
 pub mod doctor;
 pub mod duties;
 pub mod export;

@@ -52,6 +52,16 @@ impl Local {
 
     /// The same, with more lines in its `[gateway]`.
     pub fn start_with(gateway: &str, text: &str, files: impl FnOnce(&Path)) -> Self {
+        Self::start_by(&[], gateway, text, files)
+    }
+
+    /// The same, started by a program that becomes it.
+    pub fn start_by(
+        launcher: &[&str],
+        gateway: &str,
+        text: &str,
+        files: impl FnOnce(&Path),
+    ) -> Self {
         let directory = tempfile::tempdir().unwrap();
         files(directory.path());
         let admin = free();
@@ -66,7 +76,12 @@ impl Local {
         );
         std::fs::write(directory.path().join("edgemeter.toml"), text).unwrap();
         let log = std::fs::File::create(directory.path().join("gateway.log")).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_edgemeter"))
+        let mut words = launcher
+            .iter()
+            .copied()
+            .chain([env!("CARGO_BIN_EXE_edgemeter")]);
+        let child = Command::new(words.next().unwrap())
+            .args(words)
             .args(["run", "--config"])
             .arg(directory.path().join("edgemeter.toml"))
             .env("RUST_LOG", "info,edgemeter=debug")

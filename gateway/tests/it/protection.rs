@@ -345,6 +345,38 @@ fn connections_are_capped_and_given_back() {
 }
 
 #[test]
+fn more_connections_than_the_inherited_limit_of_files_are_served() {
+    let address = free();
+    let text = example(
+        "protection.toml",
+        &[
+            ("0.0.0.0:8080", &address.to_string()),
+            ("127.0.0.1:9000", &Echo::start().address.to_string()),
+            (
+                "connections_per_client_max = 100",
+                "connections_per_client_max = 1000",
+            ),
+        ],
+    );
+    // What a shell gives by default is 1024; this is less, so that the test need not open many.
+    let launcher = ["prlimit", "--nofile=128:1500"];
+    let gateway = Local::start_by(&launcher, "", &text, |_| {});
+    let kept: Vec<TcpStream> = (0..200)
+        .map(|_| {
+            let mut stream = connect(address);
+            stream
+                .write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+                .unwrap();
+            assert_eq!(read_response(&mut stream).0, 200);
+            stream
+        })
+        .collect();
+    // The example lets more in than 1500 files are enough for, which is said.
+    assert!(gateway.log().contains("at most 1500 open files"));
+    drop(kept);
+}
+
+#[test]
 fn a_connection_has_so_many_requests_and_no_more() {
     let site = start(&[(
         "requests_per_connection_max = 1000",
