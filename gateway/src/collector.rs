@@ -246,6 +246,7 @@ impl Collector {
             view.regressions += posted.regressions.len() as u64;
             view.slots = (used as u64, free as u64);
             view.slots_exhausted = slots.exhausted.load(Ordering::Relaxed);
+            view.handshakes_undivided = slots.undivided.load(Ordering::Relaxed);
             view.ranges_overwritten = slots.overwritten.load(Ordering::Relaxed);
             view.owner_failures = shared.meter.owner_failures.load(Ordering::Relaxed);
             view.access_log_lost = shared.access_log.as_ref().map_or(0, |log| log.lost());

@@ -135,7 +135,11 @@ fn open_files(config: &Config) -> Result<String, String> {
 fn kernel_at_least(major: u32, minor: u32) -> Result<String, String> {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")
         .map_err(|error| format!("unknown kernel: {error}"))?;
-    let release = release.trim();
+    at_least(release.trim(), (major, minor))
+}
+
+/// A release such as `6.1.0-13-amd64` or `6.18-rc1`.
+fn at_least(release: &str, (major, minor): (u32, u32)) -> Result<String, String> {
     let mut numbers = release
         .split(['.', '-'])
         .map_while(|part| part.parse::<u32>().ok());
@@ -253,4 +257,78 @@ fn interfaces(selection: &Selection) -> Vec<Finding> {
         });
     }
     findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_release_is_compared_by_number() {
+        for release in ["5.15.0", "5.15-rc1", "6.1.0-13-amd64", "10.0"] {
+            assert!(at_least(release, (5, 15)).is_ok(), "{release}");
+        }
+        for release in ["5.9.16", "5.14.0-503.el9.x86_64", "4.19", "", "weird"] {
+            let why = at_least(release, (5, 15)).unwrap_err();
+            assert!(why.contains("older than 5.15"), "{release}: {why}");
+        }
+    }
+
+    /// What a machine with an old kernel, no tracepoints and no rights is told.
+    #[test]
+    fn each_missing_feature_is_named_with_what_is_lost() {
+        let lacking = |required: bool| {
+            let missing = |what, why: &str, lost, required| Finding {
+                what,
+                result: Err(why.to_owned()),
+                lost,
+                required,
+            };
+            vec![
+                Finding {
+                    what: "kernel",
+                    result: at_least("5.15.0", (5, 15)),
+                    lost: "the programs need Linux 5.15",
+                    required: true,
+                },
+                missing(
+                    "TCX",
+                    "Linux 5.15.0 is older than 6.6",
+                    "links of their own",
+                    false,
+                ),
+                missing(
+                    "drops",
+                    "no BTF for kfree_skb",
+                    "why frames are dropped",
+                    false,
+                ),
+                missing(
+                    "capabilities",
+                    "without CAP_BPF",
+                    "loading the programs",
+                    required,
+                ),
+            ]
+        };
+        let (text, fit) = render(&lacking(true), true);
+        assert!(!fit);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(
+            lines,
+            [
+                "ok       kernel          Linux 5.15.0",
+                "absent   TCX             Linux 5.15.0 is older than 6.6; lost: links of their own",
+                "absent   drops           no BTF for kfree_skb; lost: why frames are dropped",
+                "MISSING  capabilities    without CAP_BPF; lost: loading the programs",
+                "not fit: the gateway serves degraded, or not at all with observe.required",
+            ]
+        );
+        // What only adds detail does not make a machine unfit.
+        let (text, fit) = render(&lacking(false), true);
+        assert!(
+            fit && text.ends_with("fit: every byte on the interfaces will be counted\n"),
+            "{text}"
+        );
+    }
 }

@@ -16,6 +16,7 @@ mod object;
 mod observer;
 mod pins;
 mod selection;
+mod upgrade;
 mod watch;
 
 use std::{
@@ -158,8 +159,9 @@ impl Kernel {
     ) -> Result<Self, KernelError> {
         let object = object::bytes().map_err(KernelError::Object)?;
         let mut notices = Vec::new();
-        if let Some(pins) = &pins {
-            notices = pins.check(options)?;
+        if let (Some(pins), Some(bpffs)) = (&pins, &options.bpffs) {
+            notices = upgrade::carry_over(bpffs, pins)?;
+            notices.extend(pins.check(options)?);
         }
         let types = kernel_types();
         let mut ebpf = load(&object, options, pins.as_ref(), &types)?;

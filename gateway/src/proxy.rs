@@ -26,6 +26,7 @@ pub mod mirror;
 pub mod outbound;
 pub mod proxy_header;
 pub mod record;
+mod records;
 mod retry;
 mod rotation;
 pub mod route;
@@ -67,6 +68,7 @@ use crate::{
     export::{EdgeMetrics, RequestMetrics},
     otlp::Exporter,
     owner::Quality,
+    slots::Before,
     trace::{self, Sampler, TRACEPARENT},
     units::PayloadBytes,
 };
@@ -405,7 +407,12 @@ impl ProxyHttp for Gateway {
             let tls = record
                 .upstream
                 .is_some_and(|index| record.generation.config.upstreams[index.0].tls.is_some());
-            meter.open(table, digest, fd, endpoint, tls);
+            let before = if tls {
+                Before::Handshake
+            } else {
+                Before::Nothing
+            };
+            meter.open(table, digest, fd, endpoint, before);
             let owner = meter.route_owner(
                 table,
                 endpoint,

@@ -4,19 +4,29 @@
 //! store. Who writes counts; for a socket that pingora writes to the kernel is asked) and whose bytes come ([`Connection::claim`], a store), and reads back what the
 //! wire did with them. Layouts and the kernel's side: [`flow_abi::slot`].
 
+mod arrivals;
+mod memory;
+mod socket;
+
 use std::{
     collections::{HashSet, VecDeque},
     io,
-    net::{IpAddr, SocketAddr},
-    os::fd::{AsRawFd, OwnedFd, RawFd},
+    net::SocketAddr,
+    os::fd::{OwnedFd, RawFd},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering, fence},
     },
 };
 
-use flow_abi::{FlowCounters, FlowKey, RANGES, Range, Slot, SocketSlot, closed};
+use flow_abi::{ARRIVALS, Arrival, FlowKey, RANGES, Range, Slot, SocketSlot, closed};
 
+pub(crate) use self::socket::bytes_acked;
+use self::{
+    arrivals::Divided,
+    memory::Memory,
+    socket::{bpf_lookup_flow, bpf_update_socket, mapped, socket_cookie, stream_offset},
+};
 use crate::{class::ClassId, owner::OwnerId};
 
 /// A closed connection's slot is given away again after this much silence: its last
@@ -40,6 +50,9 @@ pub struct Slots {
     pub exhausted: AtomicU64,
     /// Ranges overwritten while their bytes were unacknowledged.
     pub overwritten: AtomicU64,
+    /// TLS handshakes with more frames than a slot remembers: what came beyond those is the first
+    /// request's.
+    pub undivided: AtomicU64,
 }
 
 #[derive(Default)]
@@ -51,6 +64,17 @@ struct Book {
     withheld: HashSet<u32>,
 }
 
+/// What is received before the first request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Before {
+    /// Nothing but that request itself.
+    Nothing,
+    /// A TLS handshake that was over before the slot was given.
+    Handshake,
+    /// A TLS handshake that begins now; [`Connection::handshake_over`] says where it ended.
+    HandshakeToCome,
+}
+
 /// What a new connection's slot starts with.
 #[derive(Clone, Copy, Debug)]
 pub struct Opening {
@@ -58,9 +82,8 @@ pub struct Opening {
     pub overhead: OwnerId,
     /// True when the gateway opened the connection (upstream leg).
     pub active: bool,
-    /// True when payload received before now belongs to the first request (no TLS handshake
-    /// came first).
-    pub claims_unbound: bool,
+    /// What comes before the first request.
+    pub before: Before,
     /// Local and remote address.
     pub addresses: Option<(SocketAddr, SocketAddr)>,
 }
@@ -78,6 +101,28 @@ pub struct Claimed {
     pub frames: u64,
     /// Layer-4 payload bytes.
     pub payload_bytes: u64,
+}
+
+impl Claimed {
+    /// With more of the same interface and class.
+    fn plus(self, more: Self) -> Self {
+        Self {
+            bytes: self.bytes + more.bytes,
+            frames: self.frames + more.frames,
+            payload_bytes: self.payload_bytes + more.payload_bytes,
+            ..self
+        }
+    }
+
+    /// What has come since an earlier reading.
+    fn since(self, earlier: Self) -> Self {
+        Self {
+            bytes: self.bytes.saturating_sub(earlier.bytes),
+            frames: self.frames.saturating_sub(earlier.frames),
+            payload_bytes: self.payload_bytes.saturating_sub(earlier.payload_bytes),
+            ..self
+        }
+    }
 }
 
 /// A request's hold on what its connection receives.
@@ -132,7 +177,10 @@ pub struct Connection {
 struct State {
     /// What of the slot's unclaimed bytes has been claimed.
     claimed: Claimed,
-    handshake_taken: bool,
+    /// What of the TLS handshake's bytes has been taken.
+    handshake: Claimed,
+    /// Offset of the first received stream byte after the TLS handshake, once it is over.
+    application_from: Option<u64>,
     /// Holds ever taken, and where the last few ended because another one began.
     holds: u64,
     ends: [u64; ENDS],
@@ -185,6 +233,7 @@ impl Slots {
             next_generation: AtomicU64::new(now_ns()),
             exhausted: AtomicU64::new(0),
             overwritten: AtomicU64::new(0),
+            undivided: AtomicU64::new(0),
         }
     }
 
@@ -248,7 +297,7 @@ impl Slots {
                 rx_owner: 0,
                 overhead_owner: opening.overhead.0,
                 active: u32::from(opening.active),
-                claims_unbound: u32::from(opening.claims_unbound),
+                claims_unbound: u32::from(opening.before == Before::Nothing),
                 srtt_us: 0,
                 min_rtt_us: 0,
                 closed: 0,
@@ -265,8 +314,12 @@ impl Slots {
                 rx_unclaimed_payload_bytes: 0,
                 rx_handshake_payload_bytes: 0,
                 class: 0,
-                reserved: [0; 13],
+                handshaking: u32::from(opening.before == Before::HandshakeToCome),
+                rx_first_seq: 0,
+                rx_first_known: 0,
+                reserved: [0; 10],
                 ranges: [Range::default(); RANGES],
+                early: [Arrival::default(); ARRIVALS],
             });
             fence(Ordering::Release);
             (&raw mut (*slot).generation).write_volatile(generation);
@@ -283,7 +336,7 @@ impl Slots {
         }
         // From here on a frame that carries payload binds the flow to the slot. What came before
         // waits in the flow, and is final: read it now.
-        let (unbound, binding) = if opening.claims_unbound {
+        let (unbound, binding) = if opening.before == Before::Nothing {
             self.unbound(&opening, generation)
         } else {
             (Claimed::default(), false)
@@ -300,7 +353,8 @@ impl Slots {
             overhead: opening.overhead,
             state: Mutex::new(State {
                 claimed: Claimed::default(),
-                handshake_taken: false,
+                handshake: Claimed::default(),
+                application_from: None,
                 holds: 0,
                 ends: [0; ENDS],
                 last_sender: None,
@@ -567,17 +621,47 @@ impl Connection {
                 }
             }
         };
-        let taken = Claimed {
-            ifindex: now.ifindex,
-            class: now.class,
-            bytes: now.bytes.saturating_sub(state.claimed.bytes),
-            frames: now.frames.saturating_sub(state.claimed.frames),
-            payload_bytes: now
-                .payload_bytes
-                .saturating_sub(state.claimed.payload_bytes),
-        };
+        let now = now.plus(self.divided(state).application);
+        let taken = now.since(state.claimed);
         state.claimed = now;
         taken
+    }
+
+    /// The TLS handshake is over: the received stream's bytes from this offset on are requests'.
+    pub fn handshake_over(&self, application_from: u64) {
+        let mut state = self.state();
+        state.application_from = Some(application_from);
+        let slot = self.slot();
+        // SAFETY: ours to write, under `state`; what the kernel was about to write down when it
+        // still read 1 is divided at the next look.
+        let divided = unsafe {
+            (&raw mut (*slot).handshaking).write_volatile(0);
+            self.divided(&state)
+        };
+        if divided.cut_short {
+            self.slots.undivided.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// What came during the handshake, divided at its end; nothing before that is known.
+    fn divided(&self, state: &State) -> Divided {
+        let Some(application_from) = state.application_from else {
+            return Divided::default();
+        };
+        let slot = self.slot();
+        // SAFETY: in range; the kernel writes these, hence volatile. An arrival's `bytes` is
+        // written last, so it is read first.
+        unsafe {
+            let first = ((&raw const (*slot).rx_first_known).read_volatile() != 0)
+                .then(|| (&raw const (*slot).rx_first_seq).read_volatile());
+            let arrivals = (0..ARRIVALS).filter_map(|place| {
+                let arrival = &raw const (*slot).early[place];
+                let written = (&raw const (*arrival).bytes).read_volatile() != 0;
+                fence(Ordering::Acquire);
+                written.then(|| arrival.read_volatile())
+            });
+            arrivals::divide(arrivals, first, application_from)
+        }
     }
 
     /// Takes the TLS handshake's received bytes, once the kernel has bound the connection.
@@ -585,7 +669,7 @@ impl Connection {
         let mut state = self.state();
         let slot = self.slot();
         // SAFETY: as above.
-        let now = unsafe {
+        let before = unsafe {
             Claimed {
                 ifindex: (&raw const (*slot).ifindex).read_volatile(),
                 class: ClassId((&raw const (*slot).class).read_volatile()),
@@ -594,11 +678,13 @@ impl Connection {
                 payload_bytes: (&raw const (*slot).rx_handshake_payload_bytes).read_volatile(),
             }
         };
-        if now.ifindex == 0 || state.handshake_taken || now.bytes == 0 {
+        if before.ifindex == 0 {
             return Claimed::default();
         }
-        state.handshake_taken = true;
-        now
+        let now = before.plus(self.divided(&state).handshake);
+        let taken = now.since(state.handshake);
+        state.handshake = now;
+        taken
     }
 
     /// Wire bytes received so far for whoever had claimed them.
@@ -696,194 +782,6 @@ fn ring(sequence: u64) -> usize {
 
 fn ring_index(sequence: u64) -> usize {
     usize::try_from(sequence % RANGES as u64).unwrap_or(0)
-}
-
-/// The mapped array.
-struct Memory {
-    base: *mut Slot,
-    len: u32,
-}
-
-// SAFETY: the mapping is shared memory by design; every access is volatile and disciplined by
-// `Connection::state` and the slot book.
-unsafe impl Send for Memory {}
-// SAFETY: as above.
-unsafe impl Sync for Memory {}
-
-impl Memory {
-    fn map(fd: &OwnedFd, len: u32) -> io::Result<Self> {
-        let bytes = len as usize * size_of::<Slot>();
-        // SAFETY: a fresh shared mapping of a map made with BPF_F_MMAPABLE and `len` elements of
-        // this size; the kernel refuses anything else.
-        let base = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                bytes,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                fd.as_raw_fd(),
-                0,
-            )
-        };
-        if base == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(Self {
-            base: base.cast(),
-            len,
-        })
-    }
-
-    fn slot(&self, index: u32) -> *mut Slot {
-        assert!(index < self.len, "slot {index} of {}", self.len);
-        // SAFETY: in range of the mapping.
-        unsafe { self.base.add(index as usize) }
-    }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        // SAFETY: what `map` mapped.
-        unsafe { libc::munmap(self.base.cast(), self.len as usize * size_of::<Slot>()) };
-    }
-}
-
-/// Payload bytes written to a TCP socket so far: what the peer has acknowledged plus what has not
-/// been acknowledged yet. The program counts the same way (`bytes_acked + seq − snd_una`), so a
-/// segment dropped on this host and sent again as new moves neither; `bytes_sent` would drift.
-///
-/// Two calls, between which an acknowledgement may come: repeated until none did. Nobody else
-/// writes meanwhile, so the sum is then the offset.
-fn stream_offset(fd: RawFd, active: bool) -> io::Result<u64> {
-    /// More acknowledgements than this in a row only on a socket that somebody else writes to.
-    const TRIES: usize = 64;
-    let mut acked = bytes_acked(fd)?;
-    for _ in 0..TRIES {
-        let mut unacknowledged: libc::c_int = 0;
-        // SAFETY: SIOCOUTQ (the name TIOCOUTQ has for sockets) writes one int.
-        if unsafe { libc::ioctl(fd, libc::TIOCOUTQ, &raw mut unacknowledged) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        let again = bytes_acked(fd)?;
-        if again == acked {
-            // The SYN of a connection the host opened is acknowledged too.
-            let written = acked + u64::from(unacknowledged.unsigned_abs());
-            return Ok(written.saturating_sub(u64::from(active)));
-        }
-        acked = again;
-    }
-    Err(io::Error::other("the socket does not hold still"))
-}
-
-/// `SO_COOKIE`.
-fn socket_cookie(fd: RawFd) -> u64 {
-    let mut cookie = 0u64;
-    let mut len = libc::socklen_t::try_from(size_of::<u64>()).unwrap_or(0);
-    // SAFETY: the kernel writes at most `len` bytes of plain data.
-    let result = unsafe {
-        libc::getsockopt(
-            fd,
-            libc::SOL_SOCKET,
-            libc::SO_COOKIE,
-            (&raw mut cookie).cast(),
-            &raw mut len,
-        )
-    };
-    if result == 0 { cookie } else { 0 }
-}
-
-/// `tcpi_bytes_acked`: what the peer has acknowledged, the SYN of an opened connection included.
-pub(crate) fn bytes_acked(fd: RawFd) -> io::Result<u64> {
-    /// The head of `struct tcp_info` (linux/tcp.h) up to the field used.
-    #[repr(C)]
-    struct TcpInfo {
-        before: [u64; 15],
-        bytes_acked: u64,
-    }
-    const _: () = assert!(std::mem::offset_of!(TcpInfo, bytes_acked) == 120);
-    let mut info = std::mem::MaybeUninit::<TcpInfo>::zeroed();
-    let mut len = libc::socklen_t::try_from(size_of::<TcpInfo>()).unwrap_or(0);
-    // SAFETY: the kernel writes at most `len` bytes of plain data.
-    let result = unsafe {
-        libc::getsockopt(
-            fd,
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            info.as_mut_ptr().cast(),
-            &raw mut len,
-        )
-    };
-    if result != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: zeroed before, plain data.
-    Ok(unsafe { info.assume_init() }.bytes_acked)
-}
-
-/// `union bpf_attr`, the element arm.
-#[repr(C)]
-struct ElemAttr {
-    map_fd: u32,
-    padding: u32,
-    key: u64,
-    value: u64,
-    flags: u64,
-}
-
-/// `BPF_MAP_UPDATE_ELEM` on the per-socket storage: key is the socket's descriptor.
-fn bpf_update_socket(map: &OwnedFd, fd: RawFd, value: &SocketSlot) -> io::Result<()> {
-    const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
-    let attr = ElemAttr {
-        map_fd: map.as_raw_fd().unsigned_abs(),
-        padding: 0,
-        key: (&raw const fd) as u64,
-        value: std::ptr::from_ref(value) as u64,
-        flags: 0,
-    };
-    // SAFETY: the element arm of bpf_attr; key and value have the map's sizes.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_MAP_UPDATE_ELEM,
-            &raw const attr,
-            size_of::<ElemAttr>(),
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
-}
-
-/// `BPF_MAP_LOOKUP_ELEM` on the flow table.
-fn bpf_lookup_flow(map: &OwnedFd, key: &FlowKey) -> Option<FlowCounters> {
-    const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
-    let mut flow = FlowCounters::default();
-    let attr = ElemAttr {
-        map_fd: map.as_raw_fd().unsigned_abs(),
-        padding: 0,
-        key: std::ptr::from_ref(key) as u64,
-        value: (&raw mut flow) as u64,
-        flags: 0,
-    };
-    // SAFETY: the element arm of bpf_attr; key and value have the map's sizes.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_MAP_LOOKUP_ELEM,
-            &raw const attr,
-            size_of::<ElemAttr>(),
-        )
-    };
-    (result == 0).then_some(flow)
-}
-
-fn mapped(address: IpAddr) -> [u8; 16] {
-    match address {
-        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
-        IpAddr::V6(v6) => v6.octets(),
-    }
 }
 
 /// Monotonic time in nanoseconds, the clock the programs stamp with (theirs is its coarse form).

@@ -18,7 +18,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::netns::{Mac, Namespace};
-pub use pcap::FiveTuple;
+pub use pcap::{FiveTuple, Segment};
 
 /// Enough for Ethernet, two VLAN tags, IPv6 and TCP without options.
 const SNAPSHOT_BYTES: &str = "96";
@@ -55,6 +55,7 @@ pub struct Capture {
     by_source: BTreeMap<Mac, Count>,
     by_destination: BTreeMap<Mac, Count>,
     by_flow: BTreeMap<FiveTuple, Count>,
+    segments: Vec<Segment>,
 }
 
 impl Capture {
@@ -81,6 +82,12 @@ impl Capture {
     #[must_use]
     pub fn flows(&self) -> &BTreeMap<FiveTuple, Count> {
         &self.by_flow
+    }
+
+    /// TCP frames, in the order of the wire.
+    #[must_use]
+    pub fn segments(&self) -> &[Segment] {
+        &self.segments
     }
 }
 

@@ -35,6 +35,8 @@ impl Tool {
     pub const ETHTOOL: Self = Self::program("ethtool", &["ethtool"]);
     /// Records what a far end received.
     pub const TCPDUMP: Self = Self::program("tcpdump", &["tcpdump"]);
+    /// Dissects a capture, as a reference.
+    pub const TSHARK: Self = Self::program("tshark", &["tshark"]);
     /// Packet loss on purpose.
     pub const NFT: Self = Self::program("nft", &["nftables"]);
     /// Bulk traffic.

@@ -28,9 +28,11 @@ const _: () = {
     assert!(offset_of!(Slot, rx_owner) == 16);
     assert!(offset_of!(Slot, srtt_us) == 32);
     assert!(offset_of!(Slot, last_ns) == 48);
+    assert!(size_of::<Arrival>() == 24);
+    assert!(offset_of!(Slot, rx_first_seq) == 144);
     assert!(offset_of!(Slot, ranges) == 192);
     // Whole cache lines: two connections never share one.
-    assert!(size_of::<Slot>() == 17 * 64);
+    assert!(size_of::<Slot>() == 20 * 64);
 };
 
 #[cfg(feature = "user")]

@@ -32,10 +32,10 @@ pub use account::{Account, AccountKey, Cell, ClassKey, Direction, InterfaceCells
 pub use connection::{Connection, KernelLayout, Process, via};
 pub use event::{ConnectionEvent, DropCount, DropKey, EventHead, PacketEvent, kind};
 pub use flow::{Endpoint, EndpointKey, FlowCounters, FlowKey, flow_flag, side};
-pub use slot::{RANGES, Range, Slot, SocketSlot, closed};
+pub use slot::{ARRIVALS, Arrival, RANGES, Range, Slot, SocketSlot, closed};
 
 /// Version of every layout below. Part of the pin path.
-pub const SCHEMA: u32 = 3;
+pub const SCHEMA: u32 = 4;
 
 /// The owner of frames that belong to no gateway connection.
 pub const OWNER_FOREIGN: u32 = 0;

@@ -11,6 +11,10 @@
 /// overwritten range go to the connection's overhead and are counted.
 pub const RANGES: usize = 16;
 
+/// Frames remembered that came during a TLS handshake. A client sends two or three after its
+/// first; with a certificate chain of its own a few more.
+pub const ARRIVALS: usize = 8;
+
 /// Value of the per-socket storage: which slot, and which use of it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,6 +47,25 @@ pub struct Range {
     pub frames: u64,
     /// Retransmitted frames, part of `frames`.
     pub retransmit_frames: u64,
+}
+
+/// A frame, or a run of merged frames, that came while the TLS handshake was under way. Whose it
+/// is is known only afterwards, when the gateway has counted where the handshake ends.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Arrival {
+    /// Not 0: the place is taken.
+    pub taken: u64,
+    /// Wire bytes of all its frames. Written last; 0 until then.
+    pub bytes: u32,
+    /// TCP sequence number of its first payload byte.
+    pub seq: u32,
+    /// Payload bytes.
+    pub payload: u32,
+    /// Payload bytes per frame, the last one excepted.
+    pub segment: u16,
+    /// Bytes of each frame that are not payload, padding excepted.
+    pub header: u16,
 }
 
 /// One connection's shared memory.
@@ -95,10 +118,19 @@ pub struct Slot {
     pub rx_handshake_payload_bytes: u64,
     /// Kernel: class of the remote address when the connection was bound.
     pub class: u32,
+    /// User space: 1 while the TLS handshake is under way, and what comes is remembered.
+    pub handshaking: u32,
+    /// Kernel: TCP sequence number of the first stream byte received.
+    pub rx_first_seq: u32,
+    /// Kernel: 1 once `rx_first_seq` is known.
+    pub rx_first_known: u32,
     /// Zero.
-    pub reserved: [u32; 13],
+    pub reserved: [u32; 10],
     /// The ring of ranges.
     pub ranges: [Range; RANGES],
+    /// Kernel: the first frames that came while `handshaking`; further ones are in
+    /// `rx_unclaimed_bytes`.
+    pub early: [Arrival; ARRIVALS],
 }
 
 /// Bits of [`Slot::closed`].

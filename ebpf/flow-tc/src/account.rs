@@ -11,8 +11,8 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use flow_abi::{
-    Account, AccountKey, ClassKey, Direction, Endpoint, EndpointKey, FlowCounters, FlowKey,
-    InterfaceCells, Slot, cell, closed, flow_flag, side,
+    ARRIVALS, Account, AccountKey, ClassKey, Direction, Endpoint, EndpointKey, FlowCounters,
+    FlowKey, InterfaceCells, Slot, cell, closed, flow_flag, side,
 };
 
 use crate::{
@@ -380,7 +380,7 @@ unsafe fn received(
                 note(slot, parsed, flow_flag::FIN, closed::FIN_RX, now);
             }
             if wire.payload != 0 {
-                return received_payload(flow, slot, wire);
+                return received_payload(flow, slot, parsed.seq, wire);
             }
         }
         // Nobody's flow, or a frame that carries nothing (ACK, SYN, FIN): the overhead's.
@@ -391,7 +391,12 @@ unsafe fn received(
 /// Credits the payload's owner, then tells the slot (or, before there is one, the flow): a claim
 /// never moves bytes that no account has yet.
 #[inline(always)]
-unsafe fn received_payload(flow: *mut FlowCounters, slot: Option<*mut Slot>, wire: &Wire) -> u32 {
+unsafe fn received_payload(
+    flow: *mut FlowCounters,
+    slot: Option<*mut Slot>,
+    seq: u32,
+    wire: &Wire,
+) -> u32 {
     unsafe {
         let Some(slot) = slot else {
             if credit_rx((*flow).unclaimed_owner, wire) != 0 {
@@ -418,12 +423,44 @@ unsafe fn received_payload(flow: *mut FlowCounters, slot: Option<*mut Slot>, wir
             if credit_rx((*flow).unclaimed_owner, wire) != 0 {
                 return 1;
             }
-            add(&raw mut (*slot).rx_unclaimed_payload_bytes, wire.payload);
-            add(&raw mut (*slot).rx_unclaimed_frames, wire.frames);
-            add(&raw mut (*slot).rx_unclaimed_bytes, wire.bytes);
+            if !remember(slot, seq, wire) {
+                add(&raw mut (*slot).rx_unclaimed_payload_bytes, wire.payload);
+                add(&raw mut (*slot).rx_unclaimed_frames, wire.frames);
+                add(&raw mut (*slot).rx_unclaimed_bytes, wire.bytes);
+            }
         }
         0
     }
+}
+
+/// During a TLS handshake: writes down what came, for the gateway to divide once it knows where
+/// the first request begins. False when none is under way, or there is no room.
+#[inline(always)]
+unsafe fn remember(slot: *mut Slot, seq: u32, wire: &Wire) -> bool {
+    unsafe {
+        if core::ptr::read_volatile(&raw const (*slot).handshaking) == 0 {
+            return false;
+        }
+        let mut place = 0;
+        let arrival = loop {
+            if place == ARRIVALS {
+                return false;
+            }
+            let arrival = &raw mut (*slot).early[place & (ARRIVALS - 1)];
+            // Two CPUs never get the same place.
+            if swap(&raw mut (*arrival).taken, 1) == 0 {
+                break arrival;
+            }
+            place += 1;
+        };
+        core::ptr::write_volatile(&raw mut (*arrival).seq, seq);
+        core::ptr::write_volatile(&raw mut (*arrival).payload, wire.payload as u32);
+        core::ptr::write_volatile(&raw mut (*arrival).segment, wire.segment as u16);
+        core::ptr::write_volatile(&raw mut (*arrival).header, wire.header_len as u16);
+        // Last: who sees it sees the others.
+        core::ptr::write_volatile(&raw mut (*arrival).bytes, wire.bytes as u32);
+    }
+    true
 }
 
 #[inline(always)]
@@ -471,6 +508,11 @@ unsafe fn sent(
                             let acked =
                                 (*tcp).bytes_acked.saturating_sub((*slot).active as u64 & 1);
                             (*slot).acked_offset = acked;
+                            if (*slot).handshaking != 0 && (*slot).rx_first_known == 0 {
+                                (*slot).rx_first_seq =
+                                    (*tcp).rcv_nxt.wrapping_sub((*tcp).bytes_received as u32);
+                                core::ptr::write_volatile(&raw mut (*slot).rx_first_known, 1);
+                            }
                             let ahead = parsed.seq.wrapping_sub((*tcp).snd_una) as i32 as i64;
                             offset = acked.wrapping_add(ahead as u64);
                         }

@@ -55,6 +55,8 @@ pub struct WireView {
     pub slots_exhausted: u64,
     /// Ranges overwritten before their bytes were acknowledged.
     pub ranges_overwritten: u64,
+    /// TLS handshakes longer than a slot remembers.
+    pub handshakes_undivided: u64,
     /// Requests whose owner could not be stored.
     pub owner_failures: u64,
     /// Access log lines lost.
@@ -477,6 +479,12 @@ fn encode_health(out: &mut DescriptorEncoder<'_>, view: &WireView) -> Result<(),
             "Ranges overwritten before their bytes were acknowledged",
             None,
             view.ranges_overwritten,
+        ),
+        (
+            "edgemeter_handshakes_undivided",
+            "TLS handshakes of more frames than are remembered: the rest is the first request's",
+            None,
+            view.handshakes_undivided,
         ),
         (
             "edgemeter_owner_store_failures",

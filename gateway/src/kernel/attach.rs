@@ -175,11 +175,12 @@ fn tcx(
             }
         }
     }
+    // First: a program that ends the chain would hide every packet from those behind it.
     let id = program
         .attach_with_options(
             interface,
             attach_type,
-            TcAttachOptions::TcxOrder(LinkOrder::last()),
+            TcAttachOptions::TcxOrder(LinkOrder::first()),
         )
         .map_err(|error| chain(&error))?;
     if let Some(pin) = pin {

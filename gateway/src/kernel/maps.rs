@@ -4,7 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     io,
     net::{IpAddr, SocketAddr},
-    os::fd::AsFd,
+    os::fd::{AsFd, OwnedFd},
 };
 
 use aya::maps::{
@@ -124,6 +124,14 @@ impl Maps {
             *orphan = self.orphan(u32::try_from(index).unwrap_or(0))?;
         }
         Ok(reading)
+    }
+
+    /// The flow table, for looking up one flow.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn flows_fd(&self) -> io::Result<OwnedFd> {
+        self.flows.fd().as_fd().try_clone_to_owned()
     }
 
     /// A second hold on the interface table, for whoever attaches.

@@ -99,6 +99,11 @@ impl PinDirectory {
         Ok(Self { root })
     }
 
+    /// Another schema's, as it is.
+    pub(super) fn at(root: PathBuf) -> Self {
+        Self { root }
+    }
+
     /// Takes the directory for this process alone: two would share slots and fight over links.
     /// The kernel gives it back when the process ends, however it ends.
     ///
@@ -153,88 +158,30 @@ impl PinDirectory {
 
     fn compare(&self, options: Option<&Options>) -> Result<Vec<String>, PinError> {
         let mut notices = Vec::new();
-        let entries = |of: fn(&Options) -> u32| options.map_or(0, of);
-        let slot = SizeOf::of::<u32, Slot>();
-        for (map, kind, sizes, entries) in [
-            (
-                name::FLOWS,
-                MapType::Hash,
-                SizeOf::of::<FlowKey, FlowCounters>(),
-                entries(|options| options.flows_max),
-            ),
-            (
-                name::ACCOUNTS,
-                MapType::PerCpuHash,
-                SizeOf::of::<AccountKey, Account>(),
-                entries(|options| options.accounts_max),
-            ),
-            (
-                name::INTERFACES,
-                MapType::PerCpuHash,
-                SizeOf::of::<u32, InterfaceCells>(),
-                0,
-            ),
-            (
-                name::ENDPOINTS,
-                MapType::Hash,
-                SizeOf::of::<EndpointKey, Endpoint>(),
-                0,
-            ),
-            (
-                name::CLASSES,
-                MapType::LpmTrie,
-                SizeOf::of::<ClassKey, u32>(),
-                0,
-            ),
-            (
-                name::CLASS_GENERATION,
-                MapType::Array,
-                SizeOf::of::<u32, u32>(),
-                0,
-            ),
-            (
-                name::SLOTS,
-                MapType::Array,
-                slot,
-                entries(|options| options.connections_max),
-            ),
-            (
-                name::SOCKET_SLOTS,
-                MapType::SkStorage,
-                SizeOf::of::<i32, SocketSlot>(),
-                0,
-            ),
-            (
-                name::ORPHANS,
-                MapType::PerCpuArray,
-                SizeOf::of::<u32, Cell>(),
-                0,
-            ),
-            (name::NAMESPACES, MapType::Hash, SizeOf::of::<u64, u32>(), 0),
-        ] {
+        for layout in layouts() {
+            let map = layout.name;
             let path = self.map(map);
             if !path.exists() {
                 continue;
             }
-            let info = MapInfo::from_pin(&path).map_err(|error| PinError::Io {
+            let info = info(&path).map_err(|source| PinError::Io {
                 path: path.clone(),
-                source: io::Error::other(error),
+                source,
             })?;
-            let found_kind = info.map_type().map_or(u32::MAX, |kind| kind as u32);
-            for (what, found, need) in [
-                ("map type", found_kind, kind as u32),
-                ("key size", info.key_size(), sizes.key),
-                ("value size", info.value_size(), sizes.value),
-            ] {
-                if found != need {
-                    return Err(PinError::Layout {
-                        path,
-                        what,
-                        found,
-                        need,
-                    });
-                }
+            if let Some((what, found, need)) = layout.differs(&info) {
+                return Err(PinError::Layout {
+                    path,
+                    what,
+                    found,
+                    need,
+                });
             }
+            let entries = options.map_or(0, |options| match map {
+                name::FLOWS => options.flows_max,
+                name::ACCOUNTS => options.accounts_max,
+                name::SLOTS => options.connections_max,
+                _ => 0,
+            });
             if entries != 0 && info.max_entries() != entries {
                 notices.push(format!(
                     "map {map} is pinned with {} entries and keeps them (configured: {entries}); \
@@ -326,6 +273,11 @@ impl PinDirectory {
         self.root.join("clsact").join(interface.replace('.', "_"))
     }
 
+    /// Removes the directory and what is left in it.
+    pub(super) fn remove_root(&self) -> io::Result<()> {
+        fs::remove_dir_all(&self.root)
+    }
+
     /// Removes every pin: programs detach when their last link goes, maps when the last process
     /// closes them.
     ///
@@ -342,6 +294,79 @@ impl PinDirectory {
         }
         Ok(())
     }
+}
+
+/// A pinned map as this version lays it out.
+pub(super) struct MapLayout {
+    pub(super) name: &'static str,
+    kind: MapType,
+    sizes: SizeOf,
+}
+
+impl MapLayout {
+    /// Whether the map behind a pin is laid out like this.
+    pub(super) fn is_of(&self, pin: &Path) -> io::Result<bool> {
+        Ok(self.differs(&info(pin)?).is_none())
+    }
+
+    /// What differs, its value there, and here.
+    fn differs(&self, info: &MapInfo) -> Option<(&'static str, u32, u32)> {
+        let kind = info.map_type().map_or(u32::MAX, |kind| kind as u32);
+        [
+            ("map type", kind, self.kind as u32),
+            ("key size", info.key_size(), self.sizes.key),
+            ("value size", info.value_size(), self.sizes.value),
+        ]
+        .into_iter()
+        .find(|(_, found, need)| found != need)
+    }
+}
+
+/// Every map of [`PINNED`].
+pub(super) fn layouts() -> [MapLayout; PINNED.len()] {
+    let of = |name, kind, sizes| MapLayout { name, kind, sizes };
+    let flows = SizeOf::of::<FlowKey, FlowCounters>();
+    let endpoints = SizeOf::of::<EndpointKey, Endpoint>();
+    [
+        of(name::FLOWS, MapType::Hash, flows),
+        of(
+            name::ACCOUNTS,
+            MapType::PerCpuHash,
+            SizeOf::of::<AccountKey, Account>(),
+        ),
+        of(
+            name::INTERFACES,
+            MapType::PerCpuHash,
+            SizeOf::of::<u32, InterfaceCells>(),
+        ),
+        of(name::ENDPOINTS, MapType::Hash, endpoints),
+        of(
+            name::CLASSES,
+            MapType::LpmTrie,
+            SizeOf::of::<ClassKey, u32>(),
+        ),
+        of(
+            name::CLASS_GENERATION,
+            MapType::Array,
+            SizeOf::of::<u32, u32>(),
+        ),
+        of(name::SLOTS, MapType::Array, SizeOf::of::<u32, Slot>()),
+        of(
+            name::SOCKET_SLOTS,
+            MapType::SkStorage,
+            SizeOf::of::<i32, SocketSlot>(),
+        ),
+        of(
+            name::ORPHANS,
+            MapType::PerCpuArray,
+            SizeOf::of::<u32, Cell>(),
+        ),
+        of(name::NAMESPACES, MapType::Hash, SizeOf::of::<u64, u32>()),
+    ]
+}
+
+fn info(pin: &Path) -> io::Result<MapInfo> {
+    MapInfo::from_pin(pin).map_err(io::Error::other)
 }
 
 #[derive(Clone, Copy)]

@@ -39,6 +39,7 @@ use super::{
 use crate::{
     census::Kind,
     config::{Limits, ListenerIndex, Name, Protection},
+    slots::Before,
 };
 
 /// A connection on which nothing was asked for so long after we began to leave is closed.
@@ -84,7 +85,8 @@ impl ServerApp for MeteredApp {
 struct Ready {
     transport: Transport,
     connection: Connection,
-    fd: i32,
+    /// What was received up to the end of the TLS handshake, a PROXY header included.
+    handshake_bytes: Option<u64>,
     admitted: Admitted,
 }
 
@@ -104,6 +106,21 @@ impl MeteredApp {
         let census = &self.shared.census;
         let _alive = census.enter(Kind::Connection, listener.name.clone(), Instant::now());
         let received = Arc::new(AtomicU64::new(0));
+        // Before the handshake, so that the kernel tells its frames from the first request's.
+        let is_tls = generation.edge.tls[self.listener.0].is_some();
+        let endpoint = EndpointId::Listener(self.listener);
+        let before = if is_tls {
+            Before::HandshakeToCome
+        } else {
+            Before::Nothing
+        };
+        let meter = &self.shared.meter;
+        let fd = stream.id();
+        meter.open(&generation.endpoints, &digest, fd, endpoint, before);
+        let closing = Closing {
+            shared: Arc::clone(&self.shared),
+            digest,
+        };
         // In a box, as is all that an idle connection has no use for.
         let opened = Box::pin(self.open(stream, peer, &generation, &received));
         let opened = match opened.await {
@@ -123,15 +140,10 @@ impl MeteredApp {
             }
         };
         let _admitted = opened.admitted;
-        let meter = &self.shared.meter;
-        let is_tls = matches!(opened.transport, Transport::Tls(..));
-        let endpoint = EndpointId::Listener(self.listener);
-        meter.open(&generation.endpoints, &digest, opened.fd, endpoint, is_tls);
-        let closing = Closing {
-            shared: Arc::clone(&self.shared),
-            digest,
-        };
         if let Some(tracked) = meter.find(&closing.digest) {
+            if let Some(handshake_bytes) = opened.handshake_bytes {
+                tracked.connection.handshake_over(handshake_bytes);
+            }
             tracked.connection.counts(opened.transport.sent());
         }
         let connection = Arc::new(opened.connection);
@@ -163,7 +175,6 @@ impl MeteredApp {
         let listener = &generation.config.listeners[self.listener.0];
         let protection = &listener.protection;
         let limits = &protection.limits;
-        let fd = stream.id();
         let peer = proxy_header::plain(peer);
         let from = &protection.proxy_protocol_from;
         let named = !from.is_empty();
@@ -190,17 +201,20 @@ impl MeteredApp {
             Some(admitted) => admitted,
             None => self.admit(client, protection)?,
         };
+        let mut handshake_bytes = None;
         let (transport, tls) = match &generation.edge.tls[self.listener.0] {
             None => (Transport::Plain(opened), None),
             Some(config) => {
+                opened.handshake_begins();
                 let accept = TlsAcceptor::from(Arc::clone(config)).accept(opened);
-                let stream = timeout(limits.handshake_timeout, accept)
+                let mut stream = timeout(limits.handshake_timeout, accept)
                     .await
                     .map_err(|_| Turned::TlsTimeout)?
                     .map_err(|error| {
                         log::debug!("{}: {client}: TLS handshake: {error}", listener.name);
                         Turned::TlsHandshake
                     })?;
+                handshake_bytes = Some(stream.get_mut().0.handshake_is_over());
                 let (agreed, digest) = tls::agreed(&stream);
                 (
                     Transport::Tls(Box::new(stream), Arc::new(digest)),
@@ -211,7 +225,7 @@ impl MeteredApp {
         Ok(Ready {
             transport,
             connection: Connection::new(peer, client, tls, limits.requests_per_connection_max),
-            fd,
+            handshake_bytes,
             admitted,
         })
     }

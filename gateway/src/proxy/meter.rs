@@ -18,7 +18,7 @@ use crate::{
     config::{ListenerIndex, RouteIndex, TenantRule, UpstreamIndex},
     owner::{Leg, Owner, OwnerId, OwnerKind, Owners, Quality},
     proxy::route::Route,
-    slots::{Claimed, Connection, Opening, Slots},
+    slots::{Before, Claimed, Connection, Opening, Slots},
 };
 
 /// Route, service and tenant of requests no route matched.
@@ -137,7 +137,7 @@ impl Meter {
         digest: &Arc<SocketDigest>,
         fd: RawFd,
         id: EndpointId,
-        tls: bool,
+        before: Before,
     ) {
         let Some(slots) = &self.slots else { return };
         let Some(owners) = table.owners(id) else {
@@ -155,7 +155,7 @@ impl Meter {
         let opening = Opening {
             overhead: owners.overhead,
             active,
-            claims_unbound: !tls,
+            before,
             // A connection the gateway opened has received nothing yet.
             addresses: inet(digest.local_addr())
                 .zip(inet(digest.peer_addr()))

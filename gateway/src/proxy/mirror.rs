@@ -31,6 +31,7 @@ use crate::{
     census::Kind,
     config::{Mirror, UpstreamIndex},
     owner::Quality,
+    slots::Before,
 };
 
 /// Copies under way at once.
@@ -223,7 +224,9 @@ async fn send(
         let fd = session.stream().map(|stream| stream.id())?;
         let endpoint = EndpointId::Upstream(index);
         let table = &generation.endpoints;
-        shared.meter.open(table, &digest, fd, endpoint, false);
+        shared
+            .meter
+            .open(table, &digest, fd, endpoint, Before::Nothing);
         let owner = shared
             .meter
             .route_owner(table, endpoint, Some(route), tenant, quality)?;

@@ -16,6 +16,8 @@ use bytes::{Buf as _, BytesMut};
 use pingora::protocols::Stream;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 
+use super::records::RecordCutter;
+
 /// What version 1 can take at most, CRLF included.
 const V1_LENGTH_MAX: usize = 107;
 const V2_SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
@@ -34,6 +36,10 @@ pub struct Opened {
     pub received: Arc<AtomicU64>,
     /// Bytes that the socket has taken so far.
     pub sent: Arc<AtomicU64>,
+    /// Of these, handed on or taken as the header.
+    passed: u64,
+    /// While TLS shakes hands.
+    records: Option<RecordCutter>,
 }
 
 /// Whom a header names.
@@ -68,7 +74,49 @@ impl Opened {
             before: BytesMut::new(),
             received: Arc::default(),
             sent: Arc::default(),
+            passed: 0,
+            records: None,
         }
+    }
+
+    /// From here on TLS shakes hands: it is handed one record at a time.
+    pub fn handshake_begins(&mut self) {
+        self.records = Some(RecordCutter::default());
+    }
+
+    /// The handshake is over. Returns how many bytes of the stream came before what follows it.
+    pub fn handshake_is_over(&mut self) -> u64 {
+        self.records = None;
+        self.passed
+    }
+
+    /// Hands on what is there of the record under way.
+    fn poll_record(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let Some(records) = &mut self.records else {
+            return Poll::Ready(Ok(()));
+        };
+        if records.pause() {
+            // The reader looks whether that was the last one, and asks again if not.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        if self.before.is_empty() {
+            let mut space = [0; 4096];
+            let mut chunk = ReadBuf::new(&mut space);
+            ready!(Pin::new(&mut self.stream).poll_read(cx, &mut chunk))?;
+            let read = chunk.filled().len() as u64;
+            self.received.fetch_add(read, Ordering::Relaxed);
+            self.before.extend_from_slice(chunk.filled());
+        }
+        let length = records.cut(&self.before, buffer.remaining());
+        buffer.put_slice(&self.before[..length]);
+        self.before.advance(length);
+        self.passed += length as u64;
+        Poll::Ready(Ok(()))
     }
 
     /// Reads a header, and not a byte more is taken from what follows. Has no deadline of its own.
@@ -79,6 +127,7 @@ impl Opened {
         loop {
             if let Some((length, named)) = parse(&self.before)? {
                 self.before.advance(length);
+                self.passed += length as u64;
                 return Ok(named);
             }
             let mut space = [0; 512];
@@ -211,6 +260,9 @@ impl AsyncRead for Opened {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.records.is_some() {
+            return self.poll_record(cx, buffer);
+        }
         if self.before.is_empty() {
             let start = buffer.filled().len();
             ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;

@@ -14,6 +14,7 @@ use edgemeter::{
     connections::{EventLine, Row},
 };
 use xtask::{
+    exposition::Exposition,
     load::{self, Protocol},
     netns::{GATEWAY_TO_CLIENT, Namespace},
 };
@@ -470,4 +471,92 @@ fn the_gateways_connections_are_its_listeners_and_upstreams() {
     assert_eq!(usize::try_from(opened).unwrap(), listener.len());
     let text = rows(&site, &["--cidr", "192.0.2.0/24"]);
     assert!(text.is_empty(), "{text:?}");
+}
+
+/// Ten times as many events as the ring holds, while nobody reads it: what is lost is counted, and
+/// no connection is lost with its events.
+#[test]
+fn events_lost_to_a_full_ring_are_counted_and_their_connections_are_not_lost() {
+    const QUICK: usize = 300;
+    const BURST: usize = 6_000;
+    let site = Site::start("ce", &Setup::default());
+    let (listener, _) = listener(&site);
+    let come_and_go = |count: usize| {
+        for _ in 0..count {
+            let client = connect(&site);
+            let (server, _) = listener.accept().unwrap();
+            // A reset leaves no TIME_WAIT, and ports to connect from.
+            abort_on_close(&client);
+            drop(client);
+            drop(server);
+        }
+    };
+    let told = |page: &Exposition, name: &str, event: &str| {
+        usize::try_from(page.sum(name, |sample| sample.label("event") == event)).unwrap()
+    };
+    let (heard, lost) = (
+        "edgemeter_kernel_events_total",
+        "edgemeter_kernel_events_lost_total",
+    );
+    let ended = |page: &Exposition| {
+        let closed = page.sum("edgemeter_connections_closed_total", |sample| {
+            sample.label("endpoint") == "(other)"
+        });
+        usize::try_from(closed).unwrap()
+    };
+    // Each look at the metrics is a connection too.
+    let looks = std::cell::Cell::new(0);
+    let look = || {
+        looks.set(looks.get() + 1);
+        site.scrape()
+    };
+    let begin = look();
+    let wait = |count: usize| {
+        let started = Instant::now();
+        loop {
+            let page = look();
+            let ended = ended(&page) - ended(&begin);
+            if ended >= count {
+                return page;
+            }
+            assert!(started.elapsed() < DEADLINE, "{ended} of {count}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    };
+    let are = |what: &str, found: usize, count: usize| {
+        // Both ends of a look are on this host.
+        let most = count + 2 * looks.get();
+        assert!(
+            (count..=most).contains(&found),
+            "{what}: {found} of {count} to {most}"
+        );
+    };
+    come_and_go(QUICK);
+    let page = wait(QUICK);
+    are(
+        "open",
+        told(&page, heard, "open") - told(&begin, heard, "open"),
+        QUICK,
+    );
+    assert_eq!(told(&page, lost, "open"), 0);
+    looks.set(looks.get() + 1);
+    let mut delays: Vec<u64> = events(&site).iter().map(|event| event.delay_ns).collect();
+    delays.sort_unstable();
+    let at = |percent: usize| delays[delays.len() * percent / 100] / 1000;
+    println!(
+        "from the kernel's event to its metric: p50 {} us, p99 {} us of {} events",
+        at(50),
+        at(99),
+        delays.len()
+    );
+    site.signal(libc::SIGSTOP);
+    come_and_go(BURST);
+    site.signal(libc::SIGCONT);
+    let page = wait(QUICK + BURST);
+    for event in ["open", "close"] {
+        let all = |page: &Exposition| told(page, heard, event) + told(page, lost, event);
+        are(event, all(&page) - all(&begin), QUICK + BURST);
+    }
+    assert!(told(&page, lost, "open") > 0, "the ring held them all");
+    are("ended", ended(&page) - ended(&begin), QUICK + BURST);
 }

@@ -152,6 +152,11 @@ impl Site {
         }
     }
 
+    /// The directory that holds the pins of each schema.
+    pub fn bpffs(&self) -> &std::path::Path {
+        &self.bpffs
+    }
+
     pub fn config(&self) -> PathBuf {
         self.directory.path().join("edgemeter.toml")
     }

@@ -1,7 +1,7 @@
 //! Crafted frames, byte by byte: independent of any parser.
 
 /// Ethernet header with VLAN tags (tag protocol ids) and the final ethertype.
-fn ethernet(tags: &[u16], ethertype: u16) -> Vec<u8> {
+pub fn ethernet(tags: &[u16], ethertype: u16) -> Vec<u8> {
     let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
     for tag in tags {
         frame.extend(tag.to_be_bytes());
@@ -12,7 +12,7 @@ fn ethernet(tags: &[u16], ethertype: u16) -> Vec<u8> {
 }
 
 /// A TCP header from port 8080 to 49152 with `options` bytes of NOPs.
-fn tcp(options: usize, flags: u8, payload: usize) -> Vec<u8> {
+pub fn tcp(options: usize, flags: u8, payload: usize) -> Vec<u8> {
     let offset = u8::try_from((20 + options) / 4).unwrap() << 4;
     let mut segment = vec![
         0x1f, 0x90, 0xc0, 0, 0, 0, 0, 1, 0, 0, 0, 2, offset, flags, 1, 0, 0, 0, 0, 0,
@@ -22,7 +22,7 @@ fn tcp(options: usize, flags: u8, payload: usize) -> Vec<u8> {
     segment
 }
 
-fn udp(payload: usize) -> Vec<u8> {
+pub fn udp(payload: usize) -> Vec<u8> {
     let length = u16::try_from(8 + payload).unwrap();
     let mut datagram = vec![0x1f, 0x90, 0xc0, 0];
     datagram.extend(length.to_be_bytes());

@@ -12,7 +12,7 @@ use xtask::{
 
 use crate::harness::{Setup, Site, assert_equal_to_far_ends};
 
-fn killed_under_load(name: &str, setup: &Setup) {
+fn killed_under_load(name: &str, setup: &Setup, between: impl Fn(&Site)) {
     let mut site = Site::start(name, setup);
     let captures = site.captures();
     let stop = AtomicBool::new(false);
@@ -51,6 +51,7 @@ fn killed_under_load(name: &str, setup: &Setup) {
         for signal in [libc::SIGKILL, libc::SIGKILL, libc::SIGTERM, libc::SIGKILL] {
             progress(3);
             site.end(signal);
+            between(&site);
             // Refused connections are traffic too: nobody listens, the kernel counts.
             std::thread::sleep(Duration::from_millis(150));
             site.launch();
@@ -79,6 +80,7 @@ fn no_byte_is_lost_or_doubled_over_kill_9_with_tcx() {
             attach: "tcx",
             ..Setup::default()
         },
+        |_| {},
     );
 }
 
@@ -90,7 +92,38 @@ fn no_byte_is_lost_or_doubled_over_kill_9_with_clsact() {
             attach: "clsact",
             ..Setup::default()
         },
+        |_| {},
     );
+}
+
+/// An earlier schema's pins, under load: the same maps and links in its directory, one map of
+/// another layout, one not there yet.
+fn as_an_earlier_schema_left_it(site: &Site) {
+    let bpffs = site.bpffs();
+    let of = |schema| bpffs.join(format!("v{schema}"));
+    let (now, before) = (of(flow_abi::SCHEMA), of(flow_abi::SCHEMA - 1));
+    std::fs::rename(now, &before).unwrap();
+    let maps = before.join("maps");
+    std::fs::remove_file(maps.join("SLOTS")).unwrap();
+    std::fs::rename(maps.join("CLASSES"), maps.join("SLOTS")).unwrap();
+}
+
+#[test]
+fn no_byte_is_lost_or_doubled_over_upgrades_from_another_schema_with_tcx() {
+    let setup = Setup {
+        attach: "tcx",
+        ..Setup::default()
+    };
+    killed_under_load("ut", &setup, as_an_earlier_schema_left_it);
+}
+
+#[test]
+fn no_byte_is_lost_or_doubled_over_upgrades_from_another_schema_with_clsact() {
+    let setup = Setup {
+        attach: "clsact",
+        ..Setup::default()
+    };
+    killed_under_load("uc", &setup, as_an_earlier_schema_left_it);
 }
 
 #[test]

@@ -145,3 +145,67 @@ fn connections_without_a_slot_are_overhead_not_lost() {
         "{nobodys} B for {exhausted}"
     );
 }
+
+/// Datagrams that the kernel cuts (UDP_SEGMENT) and merges (UDP_GRO), both ways.
+#[test]
+fn cut_and_merged_datagrams_are_counted_as_the_wire_has_them() {
+    use std::os::fd::AsRawFd as _;
+    const UDP_SEGMENT: i32 = 103;
+    const UDP_GRO: i32 = 104;
+    const SEGMENT: i32 = 1200;
+    /// 40 whole ones and a short one.
+    const RUN: usize = 40 * 1200 + 77;
+    const RUNS: usize = 60;
+    let site = Site::start("wu", &Setup::default());
+    let captures = site.captures();
+    let bound = |namespace: &xtask::netns::Namespace, ip: IpAddr| {
+        let socket = namespace
+            .run(|| UdpSocket::bind((ip, 7443)).unwrap())
+            .unwrap();
+        let fd = socket.as_raw_fd();
+        crate::talk::option(fd, libc::SOL_SOCKET, libc::SO_RCVBUF, &(1 << 22));
+        crate::talk::option(fd, libc::SOL_UDP, UDP_SEGMENT, &SEGMENT);
+        crate::talk::option(fd, libc::SOL_UDP, UDP_GRO, &1);
+        socket
+            .set_read_timeout(Some(std::time::Duration::from_secs(10)))
+            .unwrap();
+        socket
+    };
+    let near = bound(&site.hosts.gateway, GATEWAY_TO_CLIENT.v4.into());
+    let far = bound(&site.hosts.client, GATEWAY_TO_CLIENT.far_v4.into());
+    let mut merged = 0;
+    for (from, to, merges) in [(&near, &far, false), (&far, &near, true)] {
+        let mut space = vec![0; 65536];
+        for _ in 0..RUNS {
+            let run = vec![7; RUN];
+            let address = to.local_addr().unwrap();
+            assert_eq!(from.send_to(&run, address).unwrap(), RUN);
+            let mut received = 0;
+            while received < RUN {
+                let (length, _) = to.recv_from(&mut space).unwrap();
+                merged += usize::from(merges && length > 1200);
+                received += length;
+            }
+        }
+    }
+    assert!(merged > 0, "nothing came merged: the test proves nothing");
+    // The service's side needs some traffic for its capture to compare.
+    let plan = site.plan(GATEWAY_TO_CLIENT.v4.into(), false, Protocol::Http1, 3);
+    load::run(&site.hosts.client, &plan).unwrap();
+    site.quiet();
+    let captures = captures.map(|capture| capture.stop().unwrap());
+    let datagrams: u64 = captures[0]
+        .flows()
+        .iter()
+        .filter(|(flow, _)| flow.protocol == 17)
+        .map(|(_, count)| count.frames)
+        .sum();
+    assert_eq!(datagrams, 2 * 60 * 41, "on the wire each is one frame");
+    let (balances, _) = site.ledger();
+    assert_equal_to_far_ends(&balances, captures);
+    let headers = 14 + 20 + 8;
+    assert_eq!(
+        bytes_of_kind(&site, OwnerKind::Foreign),
+        i64::try_from(2 * RUNS * (RUN + 41 * headers)).unwrap()
+    );
+}

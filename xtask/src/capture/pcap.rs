@@ -35,6 +35,23 @@ pub struct FiveTuple {
     pub destination_port: u16,
 }
 
+/// A TCP frame as the wire carried it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Who speaks to whom.
+    pub flow: FiveTuple,
+    /// Sequence number of its first byte.
+    pub seq: u32,
+    /// The header's low byte of flags: FIN 1, SYN 2, RST 4, PSH 8, ACK 16.
+    pub flags: u8,
+    /// As written in the header, not scaled.
+    pub window: u16,
+    /// Payload bytes.
+    pub payload: u64,
+    /// Bytes of the whole frame.
+    pub bytes: u64,
+}
+
 /// Reads a whole capture.
 ///
 /// # Errors
@@ -84,14 +101,34 @@ fn add(capture: &mut Capture, frame: &[u8], on_wire: u32) -> Result<()> {
         .or_default()
         .add(on_wire);
     capture.by_source.entry(source).or_default().add(on_wire);
-    if let Some(flow) = five_tuple(frame) {
+    if let Some((flow, at, end)) = five_tuple(frame) {
         capture.by_flow.entry(flow).or_default().add(on_wire);
+        if flow.protocol == TCP {
+            let segment = segment(frame, flow, at, end, on_wire);
+            capture
+                .segments
+                .push(segment.context("has half a TCP header")?);
+        }
     }
     Ok(())
 }
 
-/// `None` for what has no ports, or not in this frame.
-fn five_tuple(frame: &[u8]) -> Option<FiveTuple> {
+/// The TCP header begins at `at`, the IP packet ends at `end`.
+fn segment(frame: &[u8], flow: FiveTuple, at: usize, end: usize, on_wire: u32) -> Option<Segment> {
+    let header = usize::from(frame.get(at + 12)? >> 4) * 4;
+    Some(Segment {
+        flow,
+        seq: array(frame, at + 4).map(u32::from_be_bytes)?,
+        flags: *frame.get(at + 13)?,
+        window: u16_at(frame, at + 14)?,
+        payload: end.checked_sub(at + header)? as u64,
+        bytes: on_wire.into(),
+    })
+}
+
+/// With where the layer above IP begins and where the packet ends. `None` for what has no ports,
+/// or not in this frame.
+fn five_tuple(frame: &[u8]) -> Option<(FiveTuple, usize, usize)> {
     let mut at = ETHERNET_HEADER;
     let mut kind = u16_at(frame, at - 2)?;
     // 802.1Q and 802.1ad tags, of which there are one or two.
@@ -99,7 +136,8 @@ fn five_tuple(frame: &[u8]) -> Option<FiveTuple> {
         at += 4;
         kind = u16_at(frame, at - 2)?;
     }
-    let (protocol, source, destination, ports): (u8, IpAddr, IpAddr, usize) = match kind {
+    let (protocol, source, destination, ports, end): (u8, IpAddr, IpAddr, usize, usize) = match kind
+    {
         0x0800 => {
             let first = *frame.get(at)?;
             // More fragments follow, or this is not the first: the ports are in one only.
@@ -114,6 +152,7 @@ fn five_tuple(frame: &[u8]) -> Option<FiveTuple> {
                 source.into(),
                 destination.into(),
                 at + header,
+                at + usize::from(u16_at(frame, at + 2)?),
             )
         }
         0x86dd => {
@@ -125,6 +164,7 @@ fn five_tuple(frame: &[u8]) -> Option<FiveTuple> {
                 source.into(),
                 destination.into(),
                 at + 40,
+                at + 40 + usize::from(u16_at(frame, at + 4)?),
             )
         }
         _ => return None,
@@ -132,13 +172,14 @@ fn five_tuple(frame: &[u8]) -> Option<FiveTuple> {
     if !matches!(protocol, TCP | UDP) {
         return None;
     }
-    Some(FiveTuple {
+    let flow = FiveTuple {
         protocol,
         source,
         source_port: u16_at(frame, ports)?,
         destination,
         destination_port: u16_at(frame, ports + 2)?,
-    })
+    };
+    Some((flow, ports, end))
 }
 
 /// The writer's byte order, which the magic number shows.

@@ -25,7 +25,7 @@ const MANAGEMENT_BITS: &str = "30";
 
 /// Offloads of the gateway's ends: big segments are cut by the kernel's software, so the
 /// program sees GSO and GRO and the wire sees frames.
-const NEAR_OFFLOADS: &str = "tso off gso on gro on";
+const NEAR_OFFLOADS: &str = "tso off gso on gro on tx-udp-segmentation off";
 /// Offloads of the far ends: what a capture sees there is what was on the wire.
 const FAR_OFFLOADS: &str = "tso off gso off gro off tx-udp-segmentation off";
 

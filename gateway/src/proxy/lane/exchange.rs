@@ -23,6 +23,7 @@ use crate::{
         retry,
         upstream::limits::Refused,
     },
+    slots::Before,
     units::PayloadBytes,
 };
 
@@ -187,9 +188,13 @@ impl Lane {
             stream,
             &self.shared,
             |digest, fd| {
-                self.shared
-                    .meter
-                    .open(&generation.endpoints, digest, fd, endpoint, false);
+                self.shared.meter.open(
+                    &generation.endpoints,
+                    digest,
+                    fd,
+                    endpoint,
+                    Before::Nothing,
+                );
             },
         ))
     }
