@@ -26,9 +26,9 @@ use crate::{
     budget::{BudgetThread, Budgets},
     cache::{Bounds, Store},
     census::Census,
-    class::{ClassId, Classes},
+    class::{Classes, ClassesInForce},
     collector::{Collector, CollectorThread},
-    config::{self, Cidr, Config, ListenerIndex, PeerAddress, PushSink, UpstreamIndex},
+    config::{self, Config, ListenerIndex, PeerAddress, PushSink, UpstreamIndex},
     connections::{self, Connections, Watcher, WatcherThread},
     descriptors,
     duties::Duties,
@@ -57,7 +57,7 @@ use crate::{
     trace::Sampler,
     upgrade::{self, Giver, GiverParts, Predecessor},
 };
-use observing::{Site, attach_beside, name_beside};
+use observing::{Site, attach_beside, name_beside, number_classes};
 pub use observing::{kernel_options, selection};
 
 /// Serves until SIGTERM (drains), SIGINT (at once) or an upgrade; with `take_over` in place of the
@@ -140,7 +140,7 @@ fn serve_until_end(path: &Path, mut predecessor: Option<Predecessor>) -> anyhow:
             let side = KernelSide {
                 kernel: prepared.kernel,
                 slots: prepared.slots,
-                classes: prepared.classes,
+                classes: ClassesInForce::new(prepared.classes),
                 observers: prepared.observers,
             };
             (Some(side), prepared.meter, prepared.watch)
@@ -265,7 +265,7 @@ fn serve_until_end(path: &Path, mut predecessor: Option<Predecessor>) -> anyhow:
                 &config,
                 &mut side.kernel,
                 &side.slots,
-                &side.classes,
+                &side.classes.get(),
                 &shared.meter,
             )?;
         }
@@ -274,6 +274,9 @@ fn serve_until_end(path: &Path, mut predecessor: Option<Predecessor>) -> anyhow:
         }
     } else {
         reloader.name_endpoints()?;
+    }
+    if let Some(side) = &kernel_side {
+        reloader.observe_by(side.observe_anew(&classes)?);
     }
     reload::watch(&reloader).context("cannot wait for SIGHUP")?;
 
@@ -382,11 +385,33 @@ fn serve_until_end(path: &Path, mut predecessor: Option<Predecessor>) -> anyhow:
 struct KernelSide {
     kernel: Kernel,
     slots: Arc<Slots>,
-    classes: Vec<(Cidr, ClassId)>,
+    classes: ClassesInForce,
     observers: Vec<ObserverThread>,
 }
 
 impl KernelSide {
+    /// How a reload brings interfaces and classes into force.
+    fn observe_anew(&self, known: &Arc<Classes>) -> anyhow::Result<reload::Observe> {
+        let table = self.kernel.maps.class_map()?;
+        let selectors: Vec<_> = self
+            .observers
+            .iter()
+            .map(ObserverThread::selector)
+            .collect();
+        let (known, in_force) = (Arc::clone(known), self.classes.clone());
+        Ok(Box::new(move |config| {
+            let prefixes = number_classes(config, &known)?;
+            table.set(&prefixes)?;
+            in_force.set(prefixes);
+            if let Some(observe) = &config.observe {
+                for selector in &selectors {
+                    selector.select(selection(observe))?;
+                }
+            }
+            Ok(())
+        }))
+    }
+
     fn start_collector(
         self,
         claims: &Arc<Claims>,

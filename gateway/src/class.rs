@@ -6,12 +6,12 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
 use flow_abi::CLASS_DEFAULT;
 
-use crate::owner::StoreError;
+use crate::{config::Cidr, owner::StoreError};
 
 /// Name of [`ClassId::DEFAULT`].
 pub const DEFAULT_NAME: &str = "default";
@@ -92,10 +92,35 @@ impl Classes {
     }
 }
 
+/// The prefixes in force, shared by whoever changes them and whoever has to tell the kernel again.
+#[derive(Clone, Debug, Default)]
+pub struct ClassesInForce(Arc<Mutex<Vec<(Cidr, ClassId)>>>);
+
+impl ClassesInForce {
+    /// Begins with these.
+    #[must_use]
+    pub fn new(prefixes: Vec<(Cidr, ClassId)>) -> Self {
+        Self(Arc::new(Mutex::new(prefixes)))
+    }
+
+    /// As of now.
+    #[must_use]
+    pub fn get(&self) -> Vec<(Cidr, ClassId)> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// From now on.
+    pub fn set(&self, prefixes: Vec<(Cidr, ClassId)>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = prefixes;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::{Arc, Mutex};
 
     #[derive(Clone, Default)]
     struct Memory(Arc<Mutex<Vec<(ClassId, String)>>>);

@@ -15,8 +15,7 @@ use std::{
 
 use crate::{
     attribution::{Claim, Claims, Counters},
-    class::ClassId,
-    config::Cidr,
+    class::ClassesInForce,
     export::WireView,
     kernel::{FlowWalk, Kernel},
     ledger::{Ledger, LedgerError, Poster, invariants},
@@ -47,7 +46,7 @@ pub struct Collector {
     failing: Option<String>,
     role: Role,
     /// The kernel's class table as the configuration has it.
-    classes: Vec<(Cidr, ClassId)>,
+    classes: ClassesInForce,
 }
 
 /// Where claims go while another process posts; false when they did not arrive.
@@ -86,7 +85,7 @@ impl Collector {
         ledger: Ledger,
         shared: Arc<Shared>,
         view: Arc<Mutex<WireView>>,
-        classes: Vec<(Cidr, ClassId)>,
+        classes: ClassesInForce,
     ) -> Result<Self, LedgerError> {
         let poster = Poster::resume(ledger.clone(), &kernel.epoch)?;
         let balances = ledger.balances()?;
@@ -136,7 +135,7 @@ impl Collector {
                 Ok(Order::Post) => {
                     // Another process may have posted, and may have changed the class table.
                     self.poster.look_again();
-                    if let Err(error) = self.kernel.maps.set_classes(&self.classes) {
+                    if let Err(error) = self.kernel.maps.set_classes(&self.classes.get()) {
                         log::error!("{error}");
                     }
                     self.role = Role::Posting;

@@ -7,14 +7,14 @@ use std::{
     collections::BTreeMap,
     fmt::Write as _,
     net::{Ipv6Addr, SocketAddr},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use flow_abi::{Direction, FlowCounters, FlowKey, InterfaceCells, cell, interface};
 
 use crate::{
     config::Observe,
-    kernel::{Maps, PinDirectory, devices},
+    kernel::{Maps, PinDirectory, devices, is_over_row},
 };
 
 /// Each direction's bytes in flows.
@@ -31,11 +31,12 @@ pub struct Identity {
     pub total: u64,
     /// Wire bytes in flows.
     pub flows: u64,
+    /// Of these, in flows that are over and have left the table.
+    pub over: u64,
     /// Wire bytes that are in no flow, by the cell's name.
     pub cells: BTreeMap<&'static str, u64>,
     /// Bytes by which flows and cells miss the total; between the totals before and after the
-    /// reading there is no difference. Also what flows held that are over and have been taken
-    /// away: nothing is billed from flows.
+    /// reading there is no difference.
     pub difference: u64,
 }
 
@@ -51,6 +52,9 @@ pub struct Listing {
     pub identities: Vec<Identity>,
 }
 
+/// How often the table is read again because the gateway was taking flows away meanwhile.
+const TRIES: usize = 20;
+
 /// Reads the flow table of a configuration's pins.
 ///
 /// # Errors
@@ -58,18 +62,38 @@ pub struct Listing {
 pub fn read(observe: &Observe, limit: usize) -> anyhow::Result<Listing> {
     let pins = PinDirectory::open(&observe.bpffs)?;
     let maps = Maps::pinned(&pins)?;
+    let mut tries = 1;
+    loop {
+        let before = maps.flows_taken_away()?;
+        let listing = read_once(&maps, limit)?;
+        let still = before % 2 == 0 && maps.flows_taken_away()? == before;
+        // A gateway that was killed at it never ends: then the difference is what it lost.
+        if still || tries == TRIES {
+            return Ok(listing);
+        }
+        tries += 1;
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn read_once(maps: &Maps, limit: usize) -> anyhow::Result<Listing> {
     let before = maps.read_cells()?;
     let mut sums: BTreeMap<u32, Both> = BTreeMap::new();
+    let mut overs: BTreeMap<u32, Both> = BTreeMap::new();
     let mut top: Vec<(FlowKey, FlowCounters)> = Vec::new();
     // Fewer bytes than this are not among the largest.
     let mut least = if limit == 0 { u64::MAX } else { 0 };
     let mut count = 0;
     let began = Instant::now();
-    maps.read_flows(|key, flow| {
-        count += 1;
+    maps.read_rows(|key, flow| {
+        let bytes = [flow.rx_bytes, flow.tx_bytes];
         let sum = sums.entry(key.ifindex).or_default();
-        sum[Direction::Rx as usize] += flow.rx_bytes;
-        sum[Direction::Tx as usize] += flow.tx_bytes;
+        *sum = [sum[0] + bytes[0], sum[1] + bytes[1]];
+        if is_over_row(&key) {
+            overs.insert(key.ifindex, bytes);
+            return;
+        }
+        count += 1;
         if moved(&flow) < least {
             return;
         }
@@ -91,7 +115,11 @@ pub fn read(observe: &Observe, limit: usize) -> anyhow::Result<Listing> {
         for direction in [Direction::Rx, Direction::Tx] {
             let name = names.get(number).cloned();
             let name = name.unwrap_or_else(|| format!("interface {number:#x}"));
-            identities.push(identity(name, direction, sum, &first, cells));
+            let over = overs.get(number).copied().unwrap_or_default();
+            identities.push(Identity {
+                over: over[direction as usize],
+                ..identity(name, direction, sum, &first, cells)
+            });
         }
     }
     Ok(Listing {
@@ -128,6 +156,7 @@ fn identity(
         direction,
         total: high,
         flows,
+        over: 0,
         cells: outside(after),
         difference: low.saturating_sub(parts_high) + parts_low.saturating_sub(high),
     }
@@ -210,10 +239,12 @@ impl Listing {
             let cells: u64 = identity.cells.values().sum();
             writeln!(
                 out,
-                "{} {}: flows {} B + in no flow {} B; interface moved {} B; difference {} B",
+                "{} {}: flows {} B (over: {} B) + in no flow {} B; interface moved {} B; \
+                 difference {} B",
                 identity.interface,
                 direction_name(identity.direction),
                 identity.flows,
+                identity.over,
                 cells,
                 identity.total,
                 identity.difference,
@@ -245,6 +276,7 @@ impl Listing {
                 "direction": direction_name(identity.direction),
                 "total": identity.total,
                 "flows": identity.flows,
+                "over": identity.over,
                 "cells": identity.cells,
                 "difference": identity.difference,
             })

@@ -9,6 +9,7 @@ mod batch;
 mod classes;
 mod devices;
 pub mod events;
+mod expiry;
 mod layout;
 mod maps;
 mod namespaces;
@@ -34,12 +35,14 @@ use aya::{
 use flow_abi::name;
 
 pub use attach::{AttachMode, AttachedLink, remove_clsact};
+pub use classes::ClassMap;
 pub use devices::{Device, Framing, devices};
+pub use expiry::{FlowWalk, is_over_row};
 pub use layout::KernelTypes;
-pub use maps::{EndpointMap, FlowWalk, Maps, NamedEndpoint, Reading, unaccounted};
+pub use maps::{EndpointMap, Maps, NamedEndpoint, Reading, unaccounted};
 pub use namespaces::Namespaces;
 pub use object::OBJECT_VARIABLE;
-pub use observer::{InterfaceNames, Observer, ObserverThread, Place};
+pub use observer::{InterfaceNames, Observer, ObserverThread, Place, Selector};
 pub use pins::PinDirectory;
 pub use selection::{Selection, is_pattern};
 pub(crate) use watch::cgroup2;
@@ -334,7 +337,7 @@ fn load_tc(ebpf: &mut Ebpf) -> Result<(), KernelError> {
 
 fn load_programs(ebpf: &mut Ebpf) -> Result<Maps, KernelError> {
     load_tc(ebpf)?;
-    Maps::new(
+    let maps = Maps::new(
         take(ebpf, name::FLOWS)?,
         take(ebpf, name::ACCOUNTS)?,
         take(ebpf, name::INTERFACES)?,
@@ -345,7 +348,11 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<Maps, KernelError> {
             take(ebpf, name::CLASS_GENERATION)?,
         ],
     )
-    .map_err(|error| map_error("possible CPUs", error))
+    .map_err(|error| map_error("possible CPUs", error))?;
+    // While there is room.
+    maps.make_over_rows()
+        .map_err(|error| map_error(name::FLOWS, error))?;
+    Ok(maps)
 }
 
 fn load(

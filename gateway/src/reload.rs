@@ -42,6 +42,9 @@ pub enum ReloadError {
     /// The kernel's endpoint table cannot take its endpoints.
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    /// Its interfaces or classes cannot be observed.
+    #[error("{0:#}")]
+    Observe(anyhow::Error),
     /// Another process takes over, and reads the file itself.
     #[error("an upgrade is under way: reload when it is over")]
     Upgrading,
@@ -64,6 +67,9 @@ pub struct LastReload {
 /// Names the kernel's endpoints of a generation, with the addresses that names lead to.
 pub type Endpoints = fn(&Generation, &Names) -> Vec<NamedEndpoint>;
 
+/// Brings a configuration's interfaces and classes into force in the kernel, while frames pass.
+pub type Observe = Box<dyn Fn(&Config) -> anyhow::Result<()> + Send>;
+
 /// Brings configurations into force, one at a time.
 pub struct Reloader {
     path: PathBuf,
@@ -78,6 +84,8 @@ pub struct Reloader {
 struct Inner {
     /// None while degraded.
     kernel: Option<EndpointMap>,
+    /// None while degraded.
+    observe: Option<Observe>,
     /// Configurations before the one in force.
     retired: Vec<Retired>,
     /// Another process sets the endpoints now.
@@ -127,6 +135,7 @@ impl Reloader {
         generation.start_checks(&background);
         let inner = Inner {
             kernel,
+            observe: None,
             retired: Vec::new(),
             frozen: false,
             names: Names::new(),
@@ -142,6 +151,11 @@ impl Reloader {
             inner: Mutex::new(inner),
             last: Mutex::default(),
         }
+    }
+
+    /// How interfaces and classes are brought into force.
+    pub fn observe_by(&self, observe: Observe) {
+        self.lock().observe = Some(observe);
     }
 
     /// Reads the file again and brings it into force. Returns what changed. Blocks on disk.
@@ -222,9 +236,19 @@ impl Reloader {
         if !fixed.is_empty() {
             return Err(ReloadError::NeedsRestart(fixed));
         }
+        let is_of = |change: &Change, table: &str| change.field.starts_with(table);
+        let observes = changes
+            .iter()
+            .any(|change| is_of(change, "observe") || is_of(change, "classes"));
+        if observes {
+            inner.observe(&old.config, &config)?;
+        }
         // Not only when the text differs: files it names may have changed.
-        self.bring_into_force(inner, config)?;
-        Ok(changes)
+        let brought = self.bring_into_force(inner, config);
+        if brought.is_err() && observes {
+            inner.observe(&old.config, &old.config)?;
+        }
+        brought.map(|()| changes)
     }
 
     fn bring_into_force(&self, inner: &mut Inner, config: Config) -> Result<(), ReloadError> {
@@ -361,6 +385,25 @@ impl Reloader {
 }
 
 impl Inner {
+    /// Interfaces and classes, before the routes that may count on them; back to the old ones when
+    /// the new ones cannot be had.
+    fn observe(&self, old: &Config, new: &Config) -> Result<(), ReloadError> {
+        let Some(observe) = &self.observe else {
+            return Ok(());
+        };
+        if self.frozen {
+            return Err(ReloadError::Observe(anyhow::anyhow!(
+                "another process is taking over: it will observe what the file says"
+            )));
+        }
+        observe(new).map_err(|error| {
+            if let Err(again) = observe(old) {
+                log::error!("cannot go back to what was observed: {again:#}");
+            }
+            ReloadError::Observe(error)
+        })
+    }
+
     /// True when an address has changed. A name that cannot be looked up keeps its addresses.
     fn look_up(&mut self, generation: &Generation) -> bool {
         let now = Instant::now();

@@ -15,17 +15,20 @@ use std::{
     os::fd::{OwnedFd, RawFd},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicU64, Ordering, fence},
+        atomic::{AtomicU32, AtomicU64, Ordering, fence},
     },
 };
 
 use flow_abi::{ARRIVALS, Arrival, FlowKey, RANGES, Range, Slot, SocketSlot, closed};
+use prometheus_client::metrics::histogram::Histogram;
 
 pub(crate) use self::socket::bytes_acked;
 use self::{
     arrivals::Divided,
     memory::Memory,
-    socket::{bpf_lookup_flow, bpf_update_socket, mapped, socket_cookie, stream_offset},
+    socket::{
+        bpf_lookup_flow, bpf_update_socket, mapped, round_trip_us, socket_cookie, stream_offset,
+    },
 };
 use crate::{class::ClassId, owner::OwnerId};
 
@@ -166,6 +169,8 @@ pub struct Connection {
     /// Where whoever writes to the socket counts what it wrote; unset where nobody counts, and
     /// then the kernel is asked.
     sent: OnceLock<Arc<AtomicU64>>,
+    /// Until its first request has taken it; 0 when not known.
+    handshake_us: AtomicU32,
     /// What had been received before the slot was given; part of the slot's counters once bound.
     unbound: Claimed,
     /// The kernel was binding the flow when `unbound` was read: its counters are the slot's.
@@ -186,6 +191,9 @@ struct State {
     ends: [u64; ENDS],
     last_sender: Option<OwnerId>,
     last_ticket: RangeTicket,
+    /// Ranges whose bytes may still be sent again, oldest first, and who is to be told how often
+    /// they were. [`RANGES`] at most.
+    counting: VecDeque<(RangeTicket, Histogram)>,
 }
 
 impl Slots {
@@ -350,6 +358,11 @@ impl Slots {
             cookie: socket_cookie(fd),
             active: opening.active,
             sent: OnceLock::new(),
+            handshake_us: AtomicU32::new(match opening.before {
+                // Data has been acknowledged since.
+                Before::Handshake => 0,
+                Before::Nothing | Before::HandshakeToCome => round_trip_us(fd),
+            }),
             overhead: opening.overhead,
             state: Mutex::new(State {
                 claimed: Claimed::default(),
@@ -362,6 +375,7 @@ impl Slots {
                     sequence: 0,
                     offset: 0,
                 },
+                counting: VecDeque::new(),
             }),
         }))
     }
@@ -497,6 +511,7 @@ impl Connection {
     pub fn begin_sending(&self, owner: OwnerId) -> Option<RangeTicket> {
         let mut state = self.state();
         let offset = self.written().ok()?;
+        self.tell(&mut state, false);
         let slot = self.slot();
         // SAFETY: ours; `head` and the user fields of the ring are written under `state` only.
         unsafe {
@@ -536,6 +551,46 @@ impl Connection {
             }
         }
         self.begin_sending(owner)
+    }
+
+    /// The TCP handshake's round trip, microseconds, to the first who asks: SYN-ACK to ACK, or SYN
+    /// to SYN-ACK of a connection the gateway opened. None when it is not known.
+    pub fn take_handshake_us(&self) -> Option<u32> {
+        Some(self.handshake_us.swap(0, Ordering::Relaxed)).filter(|us| *us != 0)
+    }
+
+    /// Tells how many frames of this range were sent again, once that is final: all of it is
+    /// acknowledged, or the connection has ended. Looked at when the next range begins.
+    pub fn count_retransmits(&self, ticket: RangeTicket, histogram: Histogram) {
+        let mut state = self.state();
+        if state.counting.len() == RANGES {
+            self.tell(&mut state, true);
+        }
+        state.counting.push_back((ticket, histogram));
+    }
+
+    /// Tells what is final, or everything.
+    fn tell(&self, state: &mut State, everything: bool) {
+        // SAFETY: in range; the kernel writes these, hence volatile.
+        let (head, acked) = unsafe {
+            (
+                (&raw const (*self.slot()).head).read_volatile(),
+                (&raw const (*self.slot()).acked_offset).read_volatile(),
+            )
+        };
+        while let Some((ticket, histogram)) = state.counting.front() {
+            // The newest range ends with what has been written, which nobody here knows.
+            let acknowledged = self.end_of(*ticket).is_some_and(|end| end <= acked);
+            let overwritten_next = head >= ticket.sequence + RANGES as u64;
+            if !(everything || acknowledged || overwritten_next) {
+                return;
+            }
+            if let Some(range) = self.read(*ticket) {
+                let frames = u32::try_from(range.retransmit_frames).unwrap_or(u32::MAX);
+                histogram.observe(frames.into());
+            }
+            state.counting.pop_front();
+        }
     }
 
     /// From now on, received payload belongs to `owner`. Returns what came before and nobody had
@@ -771,6 +826,7 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
+        self.tell(&mut self.state(), true);
         self.slots.retire(self.index);
     }
 }

@@ -234,7 +234,10 @@ fn begin_epoch(
 }
 
 /// Numbers the configured classes.
-fn number_classes(config: &Config, classes: &Classes) -> anyhow::Result<Vec<(Cidr, ClassId)>> {
+pub(super) fn number_classes(
+    config: &Config,
+    classes: &Classes,
+) -> anyhow::Result<Vec<(Cidr, ClassId)>> {
     let mut prefixes = Vec::new();
     for class in &config.classes {
         let id = classes.intern(class.name.as_str())?;

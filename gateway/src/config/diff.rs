@@ -16,8 +16,22 @@ const RESTART: &[(&str, &str)] = &[
     ("budgets", "what they used is known to the process"),
     ("push", "sinks are fixed when the ledger is opened"),
     ("admin", "the admin port is bound once"),
-    ("observe", "the kernel programs are attached once"),
-    ("classes", "the class table is filled once"),
+    (
+        "observe.enabled",
+        "the kernel side is there from the start or not",
+    ),
+    ("observe.attach", "programs are attached in one way"),
+    ("observe.bpffs", "the maps are pinned there"),
+    ("observe.flows_max", "the maps are made once"),
+    ("observe.connections_max", "the maps are made once"),
+    ("observe.accounts_max", "the maps are made once"),
+    (
+        "observe.collect_interval_ms",
+        "the collector is started once",
+    ),
+    ("observe.required", "it is asked at the start"),
+    ("observe.kernel_log", "the programs are loaded once"),
+    ("observe.namespaces", "a thread for each is started once"),
     ("access_log", "the log is opened once"),
     ("cache", "the store is opened once"),
     ("tracing", "the exporter is started once"),
@@ -29,6 +43,13 @@ const RESTART: &[(&str, &str)] = &[
 /// force, never kept by what the process began with. A prefix, as above.
 #[cfg(test)]
 const RELOAD: &[(&str, &str)] = &[
+    ("observe.interfaces", "the next frame"),
+    ("observe.exclude", "the next frame"),
+    ("observe.boundary", "the next frame"),
+    (
+        "classes",
+        "the next frame, or the next connection of the gateway's",
+    ),
     ("listeners.http2", "the next connection"),
     ("listeners.tls", "the next connection"),
     ("listeners.access", "the next connection"),
@@ -125,6 +146,9 @@ impl Place {
             effect: match found {
                 Some((_, why)) => Effect::Restart(why),
                 None if listener => Effect::Restart("sockets are bound once"),
+                None if self.plain == "observe" => {
+                    Effect::Restart("the kernel side is there from the start or not")
+                }
                 None => Effect::Reload,
             },
         }

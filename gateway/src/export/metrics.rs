@@ -12,7 +12,9 @@ use prometheus_client::{
 };
 
 use crate::{
+    access_log::Leg as LoggedLeg,
     config::{Config, Name},
+    owner::{Leg, Quality},
     proxy::{meter::UNROUTED, route::Route, upstream::Pool},
     units::PayloadBytes,
 };
@@ -25,6 +27,9 @@ const DURATION_BUCKETS: [f64; 14] = [
 const RTT_BUCKETS: [f64; 12] = [
     0.00002, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.02, 0.1, 0.3, 1.0,
 ];
+
+/// Frames.
+const RETRANSMIT_BUCKETS: [f64; 8] = [0.0, 1.0, 2.0, 5.0, 10.0, 50.0, 250.0, 1000.0];
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct RouteLabel {
@@ -61,6 +66,12 @@ struct RequestLabels {
     status_class: &'static str,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct LegLabels {
+    leg: &'static str,
+    route: String,
+}
+
 /// Classes of status; 0 means that no response was sent.
 const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
 
@@ -72,6 +83,9 @@ pub struct RouteSeries {
     response_body: OnceLock<Counter>,
     duration: OnceLock<Histogram>,
     client_rtt: OnceLock<Histogram>,
+    /// By leg.
+    handshake: [OnceLock<Histogram>; 2],
+    retransmits: [OnceLock<Histogram>; 2],
 }
 
 /// An upstream's series, each looked up once and kept at its pool.
@@ -91,6 +105,8 @@ pub struct RequestMetrics {
     duration: Histograms<RouteLabel>,
     client_rtt: Histograms<RouteLabel>,
     upstream_rtt: Histograms<UpstreamLabel>,
+    handshake: Histograms<LegLabels>,
+    retransmits: Histograms<LegLabels>,
     connect_failures: Family<UpstreamLabel, Counter>,
     unrouted: Arc<RouteSeries>,
 }
@@ -100,6 +116,7 @@ impl RequestMetrics {
     pub fn new(registry: &mut Registry) -> Self {
         let durations: fn() -> Histogram = || Histogram::new(DURATION_BUCKETS);
         let rtts: fn() -> Histogram = || Histogram::new(RTT_BUCKETS);
+        let frames: fn() -> Histogram = || Histogram::new(RETRANSMIT_BUCKETS);
         let metrics = Self {
             requests: Family::default(),
             request_body: Family::default(),
@@ -107,6 +124,8 @@ impl RequestMetrics {
             duration: Family::new_with_constructor(durations),
             client_rtt: Family::new_with_constructor(rtts),
             upstream_rtt: Family::new_with_constructor(rtts),
+            handshake: Family::new_with_constructor(rtts),
+            retransmits: Family::new_with_constructor(frames),
             connect_failures: Family::default(),
             unrouted: Arc::default(),
         };
@@ -144,6 +163,17 @@ impl RequestMetrics {
             "The kernel's smoothed round-trip time to the upstream peer at the end of each request",
             Unit::Seconds,
             metrics.upstream_rtt.clone(),
+        );
+        registry.register_with_unit(
+            "edgemeter_route_handshake",
+            "The TCP handshake's round trip of each connection, by leg and the route of its first request",
+            Unit::Seconds,
+            metrics.handshake.clone(),
+        );
+        registry.register(
+            "edgemeter_route_retransmits",
+            "Frames sent again for each request, by leg and route; told when all is acknowledged or the connection ends",
+            metrics.retransmits.clone(),
         );
         registry.register(
             "edgemeter_upstream_connect_failures",
@@ -224,6 +254,33 @@ impl RequestMetrics {
                 self.upstream_rtt.get_or_create(&label).clone()
             })
             .observe(rtt.as_secs_f64());
+        }
+    }
+
+    /// A request's part on one connection is over.
+    pub fn leg(&self, route: Option<&Route>, leg: Leg, on: &LoggedLeg) {
+        let series = self.series(route);
+        let labels = || LegLabels {
+            leg: leg.as_str(),
+            route: RouteLabel::new(route).route,
+        };
+        let at = usize::from(leg == Leg::Upstream);
+        if let Some(us) = on.connection.take_handshake_us() {
+            series.handshake[at]
+                .get_or_init(|| self.handshake.get_or_create(&labels()).clone())
+                .observe(Duration::from_micros(us.into()).as_secs_f64());
+        }
+        let retransmits = series.retransmits[at]
+            .get_or_init(|| self.retransmits.get_or_create(&labels()).clone());
+        if let (Quality::Exact, [ticket]) = (on.quality, on.tickets.as_slice()) {
+            on.connection
+                .count_retransmits(*ticket, retransmits.clone());
+        } else {
+            // HTTP/2: streams have taken turns, and the ranges are many.
+            let ranges = on.tickets.iter().filter_map(|t| on.connection.read(*t));
+            let frames: u64 = ranges.map(|range| range.retransmit_frames).sum();
+            let frames = u32::try_from(frames).unwrap_or(u32::MAX);
+            retransmits.observe(frames.into());
         }
     }
 

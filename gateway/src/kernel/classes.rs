@@ -13,7 +13,47 @@ use crate::{class::ClassId, config::Cidr};
 
 type Prefix = (u32, [u8; 16]);
 
+/// A second hold on the class table, for whoever changes the configuration.
+pub struct ClassMap([MapData; 2]);
+
 impl Maps {
+    /// A second hold on the class table.
+    ///
+    /// # Errors
+    /// The maps cannot be opened again.
+    pub fn class_map(&self) -> Result<ClassMap, KernelError> {
+        let again = |at: usize, name: &'static str| {
+            let data: &MapData = &self.classes[at];
+            let info = data.info().map_err(|error| map_error(name, error))?;
+            MapData::from_id(info.id()).map_err(|error| map_error(name, error))
+        };
+        Ok(ClassMap([
+            again(0, name::CLASSES)?,
+            again(1, name::CLASS_GENERATION)?,
+        ]))
+    }
+
+    /// See [`ClassMap::set`].
+    ///
+    /// # Errors
+    /// The table is full or cannot be written.
+    pub fn set_classes(&self, wanted: &[(Cidr, ClassId)]) -> Result<(), KernelError> {
+        self.class_map()?.set(wanted)
+    }
+
+    /// The highest class number in the table.
+    pub(super) fn highest_class(&self) -> io::Result<u32> {
+        let map = self.class_map().map_err(io::Error::other)?;
+        let table = map.table().map_err(io::Error::other)?;
+        let mut highest = 0;
+        for entry in table.iter() {
+            highest = highest.max(entry.map_err(io::Error::other)?.1);
+        }
+        Ok(highest)
+    }
+}
+
+impl ClassMap {
     /// Makes these prefixes, and no others, the class table. Flows ask anew when it has changed;
     /// a gateway connection keeps the class it began with.
     ///
@@ -22,10 +62,10 @@ impl Maps {
     ///
     /// # Errors
     /// The table is full or cannot be written.
-    pub fn set_classes(&self, wanted: &[(Cidr, ClassId)]) -> Result<(), KernelError> {
+    pub fn set(&self, wanted: &[(Cidr, ClassId)]) -> Result<(), KernelError> {
         let fail = |error: MapError| map_error(name::CLASSES, error);
-        let mut table = self.class_table().map_err(fail)?;
-        let mut generation = self.class_generation().map_err(fail)?;
+        let mut table = self.table().map_err(fail)?;
+        let mut generation = self.generation().map_err(fail)?;
         let mut new: BTreeMap<Prefix, u32> = wanted
             .iter()
             .map(|(cidr, class)| ((cidr.length(), cidr.octets()), class.0))
@@ -57,21 +97,11 @@ impl Maps {
             .map_err(fail)
     }
 
-    /// The highest class number in the table.
-    pub(super) fn highest_class(&self) -> io::Result<u32> {
-        let table = self.class_table().map_err(io::Error::other)?;
-        let mut highest = 0;
-        for entry in table.iter() {
-            highest = highest.max(entry.map_err(io::Error::other)?.1);
-        }
-        Ok(highest)
+    fn table(&self) -> Result<LpmTrie<MapData, [u8; 16], u32>, MapError> {
+        Map::LpmTrie(MapData::from_id(self.0[0].info()?.id())?).try_into()
     }
 
-    fn class_table(&self) -> Result<LpmTrie<MapData, [u8; 16], u32>, MapError> {
-        Map::LpmTrie(MapData::from_id(self.classes[0].info()?.id())?).try_into()
-    }
-
-    fn class_generation(&self) -> Result<Array<MapData, u32>, MapError> {
-        Map::Array(MapData::from_id(self.classes[1].info()?.id())?).try_into()
+    fn generation(&self) -> Result<Array<MapData, u32>, MapError> {
+        Map::Array(MapData::from_id(self.0[1].info()?.id())?).try_into()
     }
 }

@@ -12,11 +12,12 @@ use aya::maps::{
 };
 use flow_abi::{
     Account, AccountKey, Cell, Endpoint, EndpointKey, FlowCounters, FlowKey, InterfaceCells, cell,
-    flow_flag, name, side,
+    name, side,
 };
 
-use super::{KernelError, PinDirectory, batch, map_error, observer::second_hold};
-use crate::slots::now_ns;
+use super::{
+    KernelError, PinDirectory, batch, expiry::is_over_row, map_error, observer::second_hold,
+};
 
 /// Open maps.
 pub struct Maps {
@@ -28,6 +29,8 @@ pub struct Maps {
     /// The class table and its generation.
     pub(super) classes: [MapData; 2],
     possible_cpus: usize,
+    /// Flows the table has room for.
+    pub(super) flows_max: u32,
 }
 
 /// Cumulative counters since the maps were made, read in an order that keeps sums comparable:
@@ -54,7 +57,9 @@ impl Maps {
         classes: [MapData; 2],
     ) -> io::Result<Self> {
         let possible_cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
+        let flows_max = flows.info().map_err(io::Error::other)?.max_entries();
         Ok(Self {
+            flows_max,
             flows,
             accounts,
             interfaces,
@@ -184,49 +189,24 @@ impl Maps {
     /// # Errors
     /// The map could not be read.
     pub fn read_flows(&self, mut visit: impl FnMut(FlowKey, FlowCounters)) -> io::Result<()> {
+        self.read_rows(|key, flow| {
+            if !is_over_row(&key) {
+                visit(key, flow);
+            }
+        })
+    }
+
+    /// Reads every flow, and the rows of those that are over ([`is_over_row`]).
+    ///
+    /// # Errors
+    /// The map could not be read.
+    pub fn read_rows(&self, mut visit: impl FnMut(FlowKey, FlowCounters)) -> io::Result<()> {
         batch::for_each(
             self.flows.fd().as_fd(),
             size_of::<FlowKey>(),
             size_of::<FlowCounters>(),
             |key, value| visit(read_pod(key), read_pod(value)),
         )
-    }
-
-    /// Goes on through the flow table, removes the flows that are over and shows the others.
-    /// Nothing is billed from flows: their bytes are in the accounts.
-    ///
-    /// A closed connection stays longer than TIME_WAIT, so that its last segments do not make a
-    /// new flow.
-    ///
-    /// # Errors
-    /// The map could not be read or changed.
-    pub fn look_at_flows(
-        &self,
-        walk: &mut FlowWalk,
-        mut visit: impl FnMut(&FlowKey, &FlowCounters),
-    ) -> io::Result<()> {
-        let now = now_ns();
-        let (live, over) = (&mut walk.live, &mut walk.over);
-        let entries = FlowWalk::STEP.max(walk.known / FlowWalk::STEPS);
-        let end = walk
-            .walk
-            .step(self.flows.fd().as_fd(), entries, |key, value| {
-                let (key, flow): (FlowKey, FlowCounters) = (read_pod(key), read_pod(value));
-                if now.saturating_sub(flow.last_ns) > lifetime_ns(&key, &flow) {
-                    over.push(key);
-                } else {
-                    *live += 1;
-                    visit(&key, &flow);
-                }
-            })?;
-        batch::delete(self.flows.fd().as_fd(), over)?;
-        over.clear();
-        // A table that grows says so before the walk has come to its end.
-        walk.known = walk.known.max(walk.live);
-        if end {
-            walk.known = std::mem::take(&mut walk.live);
-        }
-        Ok(())
     }
 
     /// One flow.
@@ -301,43 +281,6 @@ impl Maps {
             bytes: sum.bytes + cpu.bytes,
             frames: sum.frames + cpu.frames,
         }))
-    }
-}
-
-/// A place in the flow table. A small table is walked whole in one step, a large one in
-/// [`Self::STEPS`]: a step costs what the table's size divided by that costs, and no more.
-#[derive(Debug)]
-pub struct FlowWalk {
-    walk: batch::Walk,
-    /// Met since the walk began.
-    live: usize,
-    /// Met on the last walk, or on this one if those are more.
-    known: usize,
-    over: Vec<FlowKey>,
-}
-
-impl FlowWalk {
-    /// Flows looked at in a step, at least.
-    const STEP: usize = 4096;
-    /// Steps through a large table. A step a second: a flow that is over goes within half a
-    /// minute, and the shortest life is two minutes.
-    const STEPS: usize = 30;
-
-    /// Flows in the table, as of the last walk through it.
-    #[must_use]
-    pub fn known(&self) -> u64 {
-        self.known as u64
-    }
-}
-
-impl Default for FlowWalk {
-    fn default() -> Self {
-        Self {
-            walk: batch::Walk::new(size_of::<FlowKey>(), size_of::<FlowCounters>()),
-            live: 0,
-            known: 0,
-            over: Vec::new(),
-        }
     }
 }
 
@@ -454,19 +397,6 @@ fn endpoint_key(address: SocketAddr, side: u16) -> EndpointKey {
         },
         port: address.port(),
         side,
-    }
-}
-
-/// Silence after which a flow is over, nanoseconds.
-fn lifetime_ns(key: &FlowKey, flow: &FlowCounters) -> u64 {
-    const SECOND: u64 = 1_000_000_000;
-    const TCP: u8 = 6;
-    let either = |flag: u32| flow.flags & (flag | flag << flow_flag::TX_SHIFT) != 0;
-    let closed = either(flow_flag::RST) || either(flow_flag::FIN);
-    match key.protocol {
-        TCP if closed => 120 * SECOND,
-        TCP => 7200 * SECOND,
-        _ => 300 * SECOND,
     }
 }
 

@@ -9,6 +9,7 @@ use std::{
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, Sender, SyncSender, channel, sync_channel},
     },
     thread::JoinHandle,
     time::Duration,
@@ -31,6 +32,8 @@ use super::{
 
 /// How long a notification is waited for before the thread looks whether it must end.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// How long an answer to a new selection is waited for.
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// Names by interface number, of every interface ever observed by this process: a counter may
 /// be read after its interface is gone.
@@ -121,6 +124,50 @@ pub struct ObserverThread {
     stop: Arc<AtomicBool>,
     again: Arc<AtomicBool>,
     thread: JoinHandle<()>,
+    selector: Selector,
+}
+
+/// Tells an observer's thread what is to be observed from now on.
+#[derive(Clone)]
+pub struct Selector(Sender<Selecting>);
+
+type Selecting = (Selection, SyncSender<Result<(), KernelError>>);
+
+/// What a running observer is told.
+struct Told {
+    stopped: Arc<AtomicBool>,
+    again: Arc<AtomicBool>,
+    selections: Receiver<Selecting>,
+}
+
+impl Selector {
+    /// Observes these interfaces and no others. Interfaces in both selections are not touched.
+    ///
+    /// # Errors
+    /// One that is named is not there, or cannot be observed; then the selection is as before.
+    pub fn select(&self, selection: Selection) -> Result<(), KernelError> {
+        let (answer, answers) = sync_channel(1);
+        let failed = |reason: &str| KernelError::Attach {
+            interface: "*".into(),
+            reason: reason.into(),
+        };
+        if self.0.send((selection, answer)).is_err() {
+            return Err(failed("interfaces are not followed any more"));
+        }
+        answers
+            .recv_timeout(ANSWER)
+            .map_err(|_| failed("the thread that follows interfaces does not answer"))?
+    }
+}
+
+fn told() -> (Selector, Told) {
+    let (selector, selections) = channel();
+    let told = Told {
+        stopped: Arc::default(),
+        again: Arc::default(),
+        selections,
+    };
+    (Selector(selector), told)
 }
 
 impl Observer {
@@ -135,15 +182,7 @@ impl Observer {
             interface: "*".into(),
             reason: format!("cannot list interfaces: {error}"),
         })?;
-        let own = self.place.path.is_none();
-        if own
-            && let Some(missing) = self
-                .selection
-                .named()
-                .find(|name| !devices.iter().any(|device| device.name == *name))
-        {
-            return Err(attach::no_interface(missing));
-        }
+        self.all_there(&self.selection, &devices)?;
         let chosen = self.selection.choose(&devices);
         self.keep_links(&chosen)?;
         let mut links = Vec::new();
@@ -157,6 +196,43 @@ impl Observer {
             }
         }
         Ok(links)
+    }
+
+    /// In the gateway's own namespace every interface the configuration names must be there.
+    fn all_there(&self, selection: &Selection, devices: &[Device]) -> Result<(), KernelError> {
+        let own = self.place.path.is_none();
+        let mut named = selection.named();
+        let missing = named.find(|name| !devices.iter().any(|device| device.name == *name));
+        match missing.filter(|_| own) {
+            Some(missing) => Err(attach::no_interface(missing)),
+            None => Ok(()),
+        }
+    }
+
+    /// Another selection, while frames pass: what is in both goes on as it is.
+    fn select(&mut self, selection: Selection) -> Result<(), KernelError> {
+        let devices = devices().map_err(|error| KernelError::Attach {
+            interface: "*".into(),
+            reason: format!("cannot list interfaces: {error}"),
+        })?;
+        self.all_there(&selection, &devices)?;
+        for (device, inner) in selection.choose(&devices) {
+            if self.attached.contains_key(&device.index) {
+                continue;
+            }
+            match self.attach(&device, inner) {
+                Ok(_) => {}
+                Err(error) if selection.named().any(|name| *name == device.name) => {
+                    // What has been attached until here goes.
+                    self.look();
+                    return Err(error);
+                }
+                Err(error) => log::warn!("{error}"),
+            }
+        }
+        self.selection = selection;
+        self.look();
+        Ok(())
     }
 
     /// Removes the pinned links of interfaces that are not observed any more: they would go on
@@ -268,9 +344,14 @@ impl Observer {
             .collect();
         for (index, name) in gone {
             self.attached.remove(&index);
+            let pinned = self.place.pinned(&name);
+            if devices.iter().any(|device| device.index == index) {
+                attach::remove_clsact(&name);
+            }
             if let Some(pins) = &self.pins {
                 // A severed link leaves its pin behind.
-                pins.remove_link(&self.place.pinned(&name));
+                pins.remove_link(&pinned);
+                pins.unmark_clsact(&pinned);
             }
             log::info!(
                 "{}: gone or not to be observed any more; what it counted is kept",
@@ -300,12 +381,15 @@ impl Observer {
     }
 
     /// Follows changes on a thread, which must already be in the namespace: call this on it.
-    fn follow(mut self, netlink: &Netlink, stopped: &AtomicBool, again: &AtomicBool) {
+    fn follow(mut self, netlink: &Netlink, told: &Told) {
         let identity = self.place.path.as_deref().and_then(identity);
         // What changed between the first look and the subscription.
         self.look();
-        while !stopped.load(Ordering::Relaxed) {
-            if again.swap(false, Ordering::Relaxed)
+        while !told.stopped.load(Ordering::Relaxed) {
+            for (selection, answer) in told.selections.try_iter() {
+                let _ = answer.send(self.select(selection));
+            }
+            if told.again.swap(false, Ordering::Relaxed)
                 && let Err(error) = self.begin()
             {
                 log::error!("cannot attach anew: {error}");
@@ -339,16 +423,16 @@ impl Observer {
     /// No thread could be started, or there is no netlink.
     pub fn start(self) -> io::Result<ObserverThread> {
         let netlink = Netlink::open()?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let again = Arc::new(AtomicBool::new(false));
-        let (stopped, asked) = (Arc::clone(&stop), Arc::clone(&again));
+        let (selector, told) = told();
+        let (stop, again) = (Arc::clone(&told.stopped), Arc::clone(&told.again));
         let thread = std::thread::Builder::new()
             .name("interfaces".into())
-            .spawn(move || self.follow(&netlink, &stopped, &asked))?;
+            .spawn(move || self.follow(&netlink, &told))?;
         Ok(ObserverThread {
             stop,
             again,
             thread,
+            selector,
         })
     }
 
@@ -357,10 +441,9 @@ impl Observer {
     /// # Errors
     /// The namespace cannot be entered (CAP_SYS_ADMIN), or nothing can be attached there.
     pub fn start_inside(mut self) -> Result<ObserverThread, KernelError> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let again = Arc::new(AtomicBool::new(false));
-        let (stopped, asked) = (Arc::clone(&stop), Arc::clone(&again));
-        let (said, says) = std::sync::mpsc::sync_channel(1);
+        let (selector, told) = told();
+        let (stop, again) = (Arc::clone(&told.stopped), Arc::clone(&told.again));
+        let (said, says) = sync_channel(1);
         let name = self.place.name.clone();
         let failed = |reason: String| KernelError::Attach {
             interface: format!("{name}/*"),
@@ -383,7 +466,7 @@ impl Observer {
                 match begun {
                     Ok(netlink) => {
                         let _ = said.send(Ok(()));
-                        self.follow(&netlink, &stopped, &asked);
+                        self.follow(&netlink, &told);
                     }
                     Err(error) => drop(said.send(Err(error))),
                 }
@@ -394,6 +477,7 @@ impl Observer {
                 stop,
                 again,
                 thread,
+                selector,
             }),
             Ok(Err(reason)) => Err(failed(reason)),
             Err(_) => Err(failed("the thread ended".into())),
@@ -402,6 +486,12 @@ impl Observer {
 }
 
 impl ObserverThread {
+    /// Tells it what to observe.
+    #[must_use]
+    pub fn selector(&self) -> Selector {
+        self.selector.clone()
+    }
+
     /// Setting it makes the thread put its programs in place of whoever's are there now: another
     /// process had begun to take over, and failed.
     #[must_use]

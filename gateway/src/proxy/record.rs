@@ -27,7 +27,7 @@ use crate::{
     budget::Decision,
     census::{Alive, Kind},
     config::{ListenerIndex, Match, Name, UpstreamIndex},
-    owner::{OwnerId, Quality},
+    owner::{self, OwnerId, Quality},
     proxy::Shared,
     slots::{Hold, RangeTicket},
     trace::{SpanId, TRACEPARENT, TRACESTATE, Trace},
@@ -308,7 +308,9 @@ impl RequestRecord {
             shared
                 .metrics
                 .client_rtt(route, leg.tracked.connection.srtt_us());
-            leg.finish(&shared)
+            let leg = leg.finish(&shared);
+            shared.metrics.leg(route, owner::Leg::Client, &leg);
+            leg
         });
         let pool = self.pool().cloned();
         let mut attempts = Vec::with_capacity(self.attempts.len());
@@ -319,7 +321,9 @@ impl RequestRecord {
                         .metrics
                         .upstream_rtt(pool, leg.tracked.connection.srtt_us());
                 }
-                leg.finish(&shared)
+                let leg = leg.finish(&shared);
+                shared.metrics.leg(route, owner::Leg::Upstream, &leg);
+                leg
             });
             let mut timing = attempt.timing;
             timing.ended.get_or_insert(elapsed);

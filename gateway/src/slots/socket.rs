@@ -52,15 +52,18 @@ pub(super) fn socket_cookie(fd: RawFd) -> u64 {
     if result == 0 { cookie } else { 0 }
 }
 
-/// `tcpi_bytes_acked`: what the peer has acknowledged, the SYN of an opened connection included.
-pub(crate) fn bytes_acked(fd: RawFd) -> io::Result<u64> {
-    /// The head of `struct tcp_info` (linux/tcp.h) up to the field used.
-    #[repr(C)]
-    struct TcpInfo {
-        before: [u64; 15],
-        bytes_acked: u64,
-    }
-    const _: () = assert!(std::mem::offset_of!(TcpInfo, bytes_acked) == 120);
+/// The head of `struct tcp_info` (linux/tcp.h) up to the last field used.
+#[repr(C)]
+struct TcpInfo {
+    before: [u32; 17],
+    rtt_us: u32,
+    between: [u32; 12],
+    bytes_acked: u64,
+}
+const _: () = assert!(std::mem::offset_of!(TcpInfo, rtt_us) == 68);
+const _: () = assert!(std::mem::offset_of!(TcpInfo, bytes_acked) == 120);
+
+fn tcp_info(fd: RawFd) -> io::Result<TcpInfo> {
     let mut info = std::mem::MaybeUninit::<TcpInfo>::zeroed();
     let mut len = libc::socklen_t::try_from(size_of::<TcpInfo>()).unwrap_or(0);
     // SAFETY: the kernel writes at most `len` bytes of plain data.
@@ -77,7 +80,18 @@ pub(crate) fn bytes_acked(fd: RawFd) -> io::Result<u64> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: zeroed before, plain data.
-    Ok(unsafe { info.assume_init() }.bytes_acked)
+    Ok(unsafe { info.assume_init() })
+}
+
+/// `tcpi_bytes_acked`: what the peer has acknowledged, the SYN of an opened connection included.
+pub(crate) fn bytes_acked(fd: RawFd) -> io::Result<u64> {
+    tcp_info(fd).map(|info| info.bytes_acked)
+}
+
+/// The smoothed round-trip time, microseconds: the handshake's until data has been acknowledged. 0
+/// when it was not measured (a SYN or SYN-ACK had to be sent again).
+pub(super) fn round_trip_us(fd: RawFd) -> u32 {
+    tcp_info(fd).map_or(0, |info| info.rtt_us)
 }
 
 /// `union bpf_attr`, the element arm.

@@ -13,7 +13,7 @@ use crate::harness::{Setup, Site};
 /// In the directory that the command runs in.
 const CONFIG: &str = "edgemeter.toml";
 
-fn listing(site: &Site, top: &str) -> serde_json::Value {
+pub fn listing(site: &Site, top: &str) -> serde_json::Value {
     let (ok, said) = site.edgemeter(&["flows", "--json", "--top", top, "--config", CONFIG]);
     assert!(ok, "{said}");
     serde_json::from_str(&said).unwrap()
@@ -21,7 +21,7 @@ fn listing(site: &Site, top: &str) -> serde_json::Value {
 
 /// Asserts the identity and returns, over interfaces and directions, the bytes in flows and in
 /// the cell for flows that found no room.
-fn exact(listing: &serde_json::Value) -> (u64, u64) {
+pub fn exact(listing: &serde_json::Value) -> (u64, u64) {
     let mut sums = (0, 0);
     for identity in listing["identities"].as_array().unwrap() {
         let cells = identity["cells"].as_object().unwrap();

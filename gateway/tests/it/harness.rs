@@ -37,6 +37,7 @@ pub struct Setup {
     pub attach: &'static str,
     pub connections_max: u32,
     pub flows_max: u32,
+    pub accounts_max: u32,
     /// Address family of the upstream peer.
     pub upstream_v6: bool,
     pub upstream_http2: bool,
@@ -58,6 +59,7 @@ impl Default for Setup {
             attach: "auto",
             connections_max: 1024,
             flows_max: 262_144,
+            accounts_max: 16_384,
             upstream_v6: false,
             upstream_http2: false,
             required: true,
@@ -381,7 +383,7 @@ pub fn assert_equal_to_far_ends(balances: &Balances, captures: [Capture; 2]) {
     }
 }
 
-fn assert_equal_to_far_end(balances: &Balances, link: &Link, capture: &Capture) {
+pub fn assert_equal_to_far_end(balances: &Balances, link: &Link, capture: &Capture) {
     use flow_abi::{Direction, cell};
     for (direction, mac) in [(Direction::Tx, link.mac), (Direction::Rx, link.far_mac)] {
         let truth = capture.sent_by(mac);
@@ -427,6 +429,7 @@ fn configuration(setup: &Setup, peer: SocketAddr, bpffs: &std::path::Path) -> St
         attach,
         connections_max,
         flows_max,
+        accounts_max,
         upstream_http2,
         required,
         grace_seconds,
@@ -449,6 +452,7 @@ attach = "{attach}"
 bpffs = "{bpffs}"
 connections_max = {connections_max}
 flows_max = {flows_max}
+accounts_max = {accounts_max}
 collect_interval_ms = 100
 required = {required}
 [access_log]

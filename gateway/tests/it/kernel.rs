@@ -127,7 +127,8 @@ fn every_kind_of_frame_is_counted_once_in_its_place() {
 #[test]
 fn a_full_flow_table_is_counted_not_hidden() {
     let (ebpf, maps) = load(&Options {
-        flows_max: 8,
+        // And the row of flows that are over.
+        flows_max: 9,
         ..options()
     });
     maps.make_cells(LOOPBACK).unwrap();

@@ -7,12 +7,15 @@ use std::{
 };
 
 use edgemeter::owner::{Leg, OwnerKind};
+use flow_abi::cell;
 use xtask::{
     load::{self, Protocol, Template},
     netns::{GATEWAY_TO_CLIENT, GATEWAY_TO_SERVICE},
 };
 
-use crate::harness::{ADMIN, SERVICE, Setup, Site, assert_equal_to_far_ends, bytes_of_kind};
+use crate::harness::{
+    ADMIN, SERVICE, Setup, Site, assert_equal_to_far_end, assert_equal_to_far_ends, bytes_of_kind,
+};
 
 fn generation(site: &Site) -> i64 {
     let (_, ready) = site.get("/readyz").unwrap();
@@ -130,6 +133,106 @@ fn reloads_under_load_lose_no_request_and_no_byte() {
             == "applied"),
         5
     );
+}
+
+/// What an interface has moved, by the ledger.
+fn moved(site: &Site, device: &str) -> i64 {
+    let (balances, _) = site.ledger();
+    let totals = balances
+        .cells()
+        .filter(|(interface, _, number, _, _)| *interface == device && *number == cell::TOTAL);
+    totals.map(|(_, _, _, bytes, _)| bytes).sum()
+}
+
+fn other_interfaces_and_classes(name: &str, attach: &'static str) {
+    let setup = Setup {
+        attach,
+        ..Setup::default()
+    };
+    let site = Site::start(name, &setup);
+    let original = std::fs::read_to_string(site.config()).unwrap();
+    let both = "interfaces = [\"edge0\", \"svc0\"]";
+    assert!(original.contains(both), "{original}");
+    let bring = |text: &str| {
+        std::fs::write(site.config(), text).unwrap();
+        let (applied, said) = site.edgemeter(&["reload", "--config", "edgemeter.toml"]);
+        assert!(applied, "{said}");
+    };
+    let classed = |interfaces: &str, prefix: &str| {
+        let text = original.replace(both, &format!("interfaces = [{interfaces}]"));
+        format!("{text}[[classes]]\nname = \"near\"\ncidrs = [\"{prefix}\"]\n")
+    };
+    let capture = |site: &Site| {
+        let (host, device) = (&site.hosts.client, GATEWAY_TO_CLIENT.far_device);
+        xtask::capture::FarEnd::start(host, device).unwrap()
+    };
+    let plan = site.plan(
+        GATEWAY_TO_CLIENT.v4.into(),
+        false,
+        Protocol::Http1,
+        1_000_000,
+    );
+    let client = capture(&site);
+    let stop = std::sync::Arc::clone(&plan.stop);
+    // The client's interface is observed throughout; the service's comes, goes, and comes back.
+    std::thread::scope(|scope| {
+        let load = scope.spawn(|| load::run(&site.hosts.client, &plan).unwrap());
+        for _ in 0..3 {
+            bring(&classed("\"edge0\"", "10.0.0.0/8"));
+            std::thread::sleep(Duration::from_millis(300));
+            bring(&classed("\"edge0\", \"svc*\", \"lo\"", "192.0.2.0/24"));
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        bring(&classed("\"edge0\"", "10.0.0.0/8"));
+        stop.store(true, Ordering::Relaxed);
+        let summary = load.join().unwrap();
+        assert!(summary.values().map(|route| route.requests).sum::<u64>() > 100);
+    });
+    let page = site.quiet();
+    let client = client.stop().unwrap();
+    let (balances, _) = site.ledger();
+    assert_equal_to_far_end(&balances, &GATEWAY_TO_CLIENT, &client);
+    assert_eq!(page.sum("edgemeter_conservation_gap_bytes", |_| true), 0);
+    for class in ["near", "default"] {
+        let bytes = page.sum("edgemeter_wire_bytes_total", |s| s.label("class") == class);
+        assert!(bytes > 10_000, "{class}: {bytes}");
+    }
+    // Not observed: nothing more is counted there, and what was is kept.
+    let before = moved(&site, "svc0");
+    assert!(before > 0 && moved(&site, "lo") > 0);
+    let more = site.plan(GATEWAY_TO_CLIENT.v4.into(), false, Protocol::Http1, 30);
+    load::run(&site.hosts.client, &more).unwrap();
+    site.quiet();
+    assert_eq!(moved(&site, "svc0"), before);
+    // Observed again: every byte from there on.
+    bring(&original);
+    site.quiet();
+    let before = moved(&site, "svc0");
+    let device = GATEWAY_TO_SERVICE.far_device;
+    let service = xtask::capture::FarEnd::start(&site.hosts.service, device).unwrap();
+    load::run(&site.hosts.client, &more).unwrap();
+    site.quiet();
+    let seen = service.stop().unwrap().total().bytes;
+    assert_eq!(moved(&site, "svc0") - before, i64::try_from(seen).unwrap());
+
+    // An interface that is not there refuses everything.
+    std::fs::write(site.config(), classed("\"edge0\", \"eth77\"", "::/0")).unwrap();
+    let (applied, said) = site.edgemeter(&["reload", "--config", "edgemeter.toml"]);
+    assert!(!applied && said.contains("eth77"), "{said}");
+    let at = moved(&site, "svc0");
+    load::run(&site.hosts.client, &more).unwrap();
+    site.quiet();
+    assert!(moved(&site, "svc0") > at, "what was observed is observed");
+}
+
+#[test]
+fn other_interfaces_and_classes_under_load_lose_no_byte_with_tcx() {
+    other_interfaces_and_classes("ot", "tcx");
+}
+
+#[test]
+fn other_interfaces_and_classes_under_load_lose_no_byte_with_clsact() {
+    other_interfaces_and_classes("oc", "clsact");
 }
 
 #[test]

@@ -10,6 +10,7 @@ use std::{
 use edgemeter::owner::{Leg, OwnerKind, Quality};
 use flow_abi::Direction;
 use xtask::{
+    exposition::Exposition,
     load::{self, Protocol},
     netns::GATEWAY_TO_CLIENT,
 };
@@ -142,6 +143,36 @@ fn exact_split(name: &str, loss_percent: u32) {
     );
     assert_eq!(page.sum("edgemeter_ranges_overwritten_total", |_| true), 0);
     assert_eq!(page.sum("edgemeter_unclaimed_bytes", |_| true), 0);
+    histograms_are_the_routes(&page, &routes);
+}
+
+/// Of 4 connections that begin with `small`, and 12 rounds on each.
+fn histograms_are_the_routes(page: &Exposition, routes: &BTreeMap<String, (u64, u64, i64)>) {
+    let of = |name: &str, route: &str| -> f64 {
+        let samples = page
+            .named(name)
+            .filter(|sample| sample.label("leg") == "client" && sample.label("route") == route);
+        samples
+            .map(|sample| sample.value.parse::<f64>().unwrap())
+            .sum()
+    };
+    for (route, (_, _, retransmitted)) in routes {
+        let told = "edgemeter_route_retransmits";
+        assert_eq!(of(&format!("{told}_count"), route), 48.0, "{route}");
+        let expected = f64::from(i32::try_from(*retransmitted).unwrap());
+        assert_eq!(of(&format!("{told}_sum"), route), expected, "{route}");
+        let handshakes = of("edgemeter_route_handshake_seconds_count", route);
+        assert_eq!(
+            handshakes,
+            if route == "small" { 4.0 } else { 0.0 },
+            "{route}"
+        );
+    }
+    let trip = of("edgemeter_route_handshake_seconds_sum", "small");
+    assert!(
+        trip > 0.0 && trip < 4.0,
+        "{trip} s of four handshakes on one host"
+    );
 }
 
 #[test]
