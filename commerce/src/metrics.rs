@@ -8,6 +8,7 @@
 mod growth;
 
 use std::fmt;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeLabelSet, text};
@@ -43,6 +44,7 @@ pub const NAMES: &[&str] = &[
     "commerce_writer_commit_duration_seconds",
     "commerce_writer_failed_batches_total",
     "commerce_outbox_waiting_events",
+    "commerce_outbox_oldest_event_age_seconds",
     "commerce_events_delivered_total",
     "commerce_event_delivery_failures_total",
     "commerce_dead_letters_total",
@@ -198,6 +200,7 @@ pub struct Metrics {
     commit_duration: Histogram,
     failed_batches: Counter,
     waiting_events: Family<SinkLabel, Gauge>,
+    outbox_lag: Family<SinkLabel, Gauge<f64, AtomicU64>>,
     delivered_events: Family<SinkLabel, Counter>,
     failed_deliveries: Family<SinkLabel, Counter>,
     dead_letters: Family<SinkLabel, Counter>,
@@ -227,6 +230,7 @@ impl Metrics {
             commit_duration: Histogram::new(COMMIT_SECONDS),
             failed_batches: Counter::default(),
             waiting_events: Family::default(),
+            outbox_lag: Family::default(),
             delivered_events: Family::default(),
             failed_deliveries: Family::default(),
             dead_letters: Family::default(),
@@ -242,6 +246,7 @@ impl Metrics {
         // A sink that is not configured has nothing waiting and nothing delivered.
         for sink in ["risk", "provider", "webhook"] {
             metrics.outbox_waiting(sink, 0);
+            metrics.outbox_lag(sink, Duration::ZERO);
             metrics.events_delivered(sink, 0);
             let label = SinkLabel { sink };
             metrics.failed_deliveries.get_or_create_owned(&label);
@@ -341,6 +346,12 @@ impl Metrics {
             "commerce_outbox_waiting_events",
             "Events of the next batch that a sink was not sent yet, counted up to a batch",
             self.waiting_events.clone(),
+        );
+        registry.register_with_unit(
+            "commerce_outbox_oldest_event_age",
+            "Age of the oldest event that a sink has not acknowledged, the furthest behind of its kind; 0 without one",
+            Unit::Seconds,
+            self.outbox_lag.clone(),
         );
         registry.register(
             "commerce_events_delivered",
@@ -475,6 +486,13 @@ impl Metrics {
         self.waiting_events
             .get_or_create_owned(&SinkLabel { sink })
             .set(i64::from(events));
+    }
+
+    /// How old the oldest event is that a sink of this kind has not acknowledged.
+    pub fn outbox_lag(&self, sink: &'static str, age: Duration) {
+        self.outbox_lag
+            .get_or_create_owned(&SinkLabel { sink })
+            .set(age.as_secs_f64());
     }
 
     /// A sink acknowledged events.

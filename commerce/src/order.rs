@@ -10,155 +10,24 @@
 //!   └──expire──► expired
 //! ```
 
-use std::collections::BTreeMap;
+mod draft;
+mod refusal;
+mod status;
+
 use std::fmt;
 
 use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::catalogue::{Sku, SkuError};
+use crate::catalogue::Sku;
 use crate::money::{Money, MoneyError};
 use crate::row;
 use crate::store::sql::{Field, Param, Row, SqlError};
 
-/// Most distinct SKUs in one order.
-pub const LINES_MAX: usize = 100;
-/// Most units of one SKU in one order.
-pub const QUANTITY_MAX: u32 = 10_000;
-
-/// What a client asks for: units by SKU.
-///
-/// Duplicate SKUs are summed before anything is deducted, so that two lines of one item
-/// cannot pass a stock check separately. Ordered by SKU, so that every writer takes stock
-/// rows in the same order.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Draft {
-    lines: BTreeMap<Sku, u32>,
-}
-
-impl Draft {
-    /// Validates and sums the requested lines.
-    ///
-    /// # Errors
-    /// [`DraftError`]: no lines, too many, a malformed SKU, a quantity out of range.
-    pub fn new<'a>(
-        requested: impl IntoIterator<Item = (&'a str, u32)>,
-    ) -> Result<Self, DraftError> {
-        let mut lines = BTreeMap::new();
-        for (sku, quantity) in requested {
-            let sku = Sku::parse(sku)?;
-            if quantity == 0 {
-                return Err(DraftError::Quantity(sku));
-            }
-            let sum = lines
-                .get(&sku)
-                .copied()
-                .unwrap_or(0_u32)
-                .saturating_add(quantity);
-            if sum > QUANTITY_MAX {
-                return Err(DraftError::Quantity(sku));
-            }
-            lines.insert(sku, sum);
-        }
-        match lines.len() {
-            0 => Err(DraftError::Empty),
-            1..=LINES_MAX => Ok(Self { lines }),
-            _ => Err(DraftError::Lines),
-        }
-    }
-
-    /// The SKUs and their units, ordered by SKU.
-    pub fn lines(&self) -> impl Iterator<Item = (&Sku, u32)> {
-        self.lines.iter().map(|(sku, &quantity)| (sku, quantity))
-    }
-}
-
-/// Why a request is not a draft. The client's fault; the same request fails again.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum DraftError {
-    /// No line at all.
-    #[error("an order needs at least one line")]
-    Empty,
-    /// More than [`LINES_MAX`] SKUs.
-    #[error("an order has at most {LINES_MAX} different SKUs")]
-    Lines,
-    /// Zero units, or more than [`QUANTITY_MAX`] summed over the lines of one SKU.
-    #[error("the quantity of SKU {0} must be 1 to {QUANTITY_MAX} in sum")]
-    Quantity(Sku),
-    /// Not a SKU.
-    #[error(transparent)]
-    Sku(#[from] SkuError),
-}
-
-/// Why a well-formed request was refused by the business.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// No product has this SKU.
-    UnknownSku(Sku),
-    /// Fewer units available than asked for.
-    InsufficientStock {
-        /// The first SKU that ran out.
-        sku: Sku,
-        /// Units asked for.
-        requested: u32,
-    },
-    /// A coupon is unknown or not valid now.
-    Coupon(String),
-    /// The prices cannot be summed.
-    Total(TotalRefusal),
-    /// There is no such order of this principal.
-    NotFound,
-    /// `If-Match` names another version.
-    Stale {
-        /// The version now.
-        current: i64,
-    },
-    /// The order's state does not allow it.
-    State {
-        /// The state now.
-        status: Status,
-        /// What was asked for.
-        action: Action,
-    },
-    /// A payment is already under way.
-    PaymentPending,
-    /// More units than were bought and not yet refunded.
-    RefundQuantity(Sku),
-    /// What was bought is in use: a period of membership.
-    Spent,
-}
-
-/// Why prices have no sum.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TotalRefusal {
-    /// No line, and so no currency; a [`Draft`] rules it out.
-    NoLines,
-    /// Two currencies in one order.
-    MixedCurrencies,
-    /// More than 64 bits of minor units.
-    Overflow,
-}
-
-impl Refusal {
-    /// Whether the refusal is the key's lasting answer.
-    ///
-    /// Running out of stock is an answer the client acted on; replaying it keeps a retry
-    /// from turning into a purchase. Faulty input and stale versions are never remembered.
-    #[must_use]
-    pub fn is_remembered(&self) -> bool {
-        match self {
-            Self::InsufficientStock { .. } | Self::State { .. } | Self::Spent => true,
-            Self::UnknownSku(_)
-            | Self::Coupon(_)
-            | Self::Total(_)
-            | Self::NotFound
-            | Self::Stale { .. }
-            | Self::PaymentPending
-            | Self::RefundQuantity(_) => false,
-        }
-    }
-}
+pub use draft::{Draft, DraftError, LINES_MAX, QUANTITY_MAX};
+pub use refusal::{Refusal, TotalRefusal};
+pub use status::{Action, Status};
 
 row! {
     /// One line of an order with its price at the time of purchase.
@@ -294,107 +163,6 @@ impl Field for OrderId {
     }
     fn load(row: &mut Row) -> Result<Self, SqlError> {
         Uuid::load(row).map(Self)
-    }
-}
-
-/// Where an order is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Status {
-    /// Stock is reserved until the deadline; nothing was paid yet.
-    Placed,
-    /// Paid; the stock is sold.
-    Paid,
-    /// Given up by the buyer; the stock is free again.
-    Cancelled,
-    /// Not paid by the deadline; the stock is free again.
-    Expired,
-    /// A part of the money went back.
-    PartiallyRefunded,
-    /// All of the money went back.
-    Refunded,
-}
-
-/// What can happen to an order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// The whole total was captured.
-    Pay,
-    /// The buyer gives up.
-    Cancel,
-    /// The deadline has come.
-    Expire,
-    /// Some units go back.
-    RefundPart,
-    /// All units that are left go back.
-    RefundRest,
-}
-
-impl Action {
-    /// What it is called in messages.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Pay => "paid",
-            Self::Cancel => "cancelled",
-            Self::Expire => "expired",
-            Self::RefundPart | Self::RefundRest => "refunded",
-        }
-    }
-}
-
-impl Status {
-    /// Every state.
-    pub const ALL: [Self; 6] = [
-        Self::Placed,
-        Self::Paid,
-        Self::Cancelled,
-        Self::Expired,
-        Self::PartiallyRefunded,
-        Self::Refunded,
-    ];
-
-    /// The state machine: where `action` leads from here, or `None` if it is not allowed.
-    #[must_use]
-    pub const fn after(self, action: Action) -> Option<Self> {
-        match (self, action) {
-            (Self::Placed, Action::Pay) => Some(Self::Paid),
-            (Self::Placed, Action::Cancel) => Some(Self::Cancelled),
-            (Self::Placed, Action::Expire) => Some(Self::Expired),
-            (Self::Paid | Self::PartiallyRefunded, Action::RefundPart) => {
-                Some(Self::PartiallyRefunded)
-            }
-            (Self::Paid | Self::PartiallyRefunded, Action::RefundRest) => Some(Self::Refunded),
-            _ => None,
-        }
-    }
-
-    /// The name stored and shown.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Placed => "placed",
-            Self::Paid => "paid",
-            Self::Cancelled => "cancelled",
-            Self::Expired => "expired",
-            Self::PartiallyRefunded => "partially_refunded",
-            Self::Refunded => "refunded",
-        }
-    }
-
-    /// The state of that name, if there is one.
-    #[must_use]
-    pub fn parse(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|status| status.as_str() == name)
-    }
-}
-
-impl Field for Status {
-    fn store<'a>(&'a self, params: &mut Vec<Param<'a>>) {
-        params.push(Param::Text(self.as_str().into()));
-    }
-    fn load(row: &mut Row) -> Result<Self, SqlError> {
-        Self::parse(&String::load(row)?).ok_or(SqlError::Column("an order's status"))
     }
 }
 

@@ -11,6 +11,7 @@ use crate::command::pay::Provider;
 use crate::http::member::Issuer;
 use crate::membership::token::Ring;
 use crate::metrics::{Metrics, StockTotals};
+use crate::relay::sink;
 use crate::store::sql::{Connection, SqlError};
 use crate::store::{Store, StoreError, unix_time_ms};
 
@@ -91,12 +92,22 @@ impl Upkeep {
     }
 
     async fn count(&self) -> Result<(), StoreError> {
-        let counted = self
-            .store
-            .read(|connection| Ok((stock(connection)?, group::by_state(connection)?)));
-        let (stock, groups) = counted.await?;
+        let counted = self.store.read(|connection| {
+            Ok((
+                stock(connection)?,
+                group::by_state(connection)?,
+                sink::oldest_waiting_ms(connection)?,
+            ))
+        });
+        let (stock, groups, waiting) = counted.await?;
         self.metrics.stock(stock);
         self.metrics.groups(&groups);
+        let now_ms = unix_time_ms();
+        for (kind, oldest_ms) in waiting {
+            let age_ms = oldest_ms.map_or(0, |oldest| now_ms.saturating_sub(oldest));
+            let age = Duration::from_millis(u64::try_from(age_ms).unwrap_or(0));
+            self.metrics.outbox_lag(kind.as_str(), age);
+        }
         Ok(())
     }
 }

@@ -77,6 +77,37 @@ pub(super) fn list(connection: &mut dyn Connection) -> Result<Vec<Sink>, SqlErro
     Sink::select(connection, "WHERE deleted_at_ms IS NULL ORDER BY id", &[])
 }
 
+/// Of each kind of sink, when the oldest event came that one of them has not acknowledged,
+/// milliseconds since the Unix epoch. What is in flight is not acknowledged.
+///
+/// # Errors
+/// [`SqlError`]
+pub(crate) fn oldest_waiting_ms(
+    connection: &mut dyn Connection,
+) -> Result<Vec<(Kind, Option<i64>)>, SqlError> {
+    let oldest = match connection.backend() {
+        Backend::Sqlite => {
+            "SELECT o.at_ms FROM outbox AS o
+             WHERE o.seq > s.cursor AND (s.principal IS NULL OR o.principal = s.principal)
+               AND (s.kind <> 'provider' OR o.topic IN ('payment.requested', 'refund.requested'))
+             ORDER BY o.seq LIMIT 1"
+        }
+        Backend::Postgres => {
+            "SELECT o.at_ms FROM delivery AS d JOIN outbox AS o USING (event_id)
+             WHERE d.sink = s.id AND d.delivered_at_ms IS NULL ORDER BY d.seq LIMIT 1"
+        }
+    };
+    let sql = format!(
+        "SELECT kind, min(at_ms) FROM
+             (SELECT s.kind AS kind, ({oldest}) AS at_ms FROM sink AS s
+              WHERE s.deleted_at_ms IS NULL) AS each_sink GROUP BY kind"
+    );
+    let rows = connection.query(&sql, &[])?;
+    rows.into_iter()
+        .map(|mut row| Ok((row.take()?, row.take()?)))
+        .collect()
+}
+
 /// The subscriptions of a principal.
 ///
 /// # Errors

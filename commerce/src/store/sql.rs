@@ -191,6 +191,14 @@ pub trait Connection: Send {
         Ok(())
     }
 
+    /// Work of its own between two transactions, when nobody waits for an answer.
+    ///
+    /// # Errors
+    /// [`SqlError`]; what was committed stays so.
+    fn maintain(&mut self) -> Result<(), SqlError> {
+        Ok(())
+    }
+
     /// Orderly end: moves logs where they belong.
     ///
     /// # Errors

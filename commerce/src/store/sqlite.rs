@@ -9,7 +9,7 @@ use std::time::Duration;
 use rusqlite::types::{ToSql, ToSqlOutput, Value as SqliteValue, ValueRef};
 use rusqlite::{OpenFlags, params_from_iter};
 
-use super::checkpoint::Checkpointer;
+use super::checkpoint::{Checkpointer, Limits};
 use super::sql::{Backend, Connection, Param, Row, SqlError, Value};
 
 /// How long the writer waits for another process that holds the write lock.
@@ -26,20 +26,23 @@ pub(super) struct Sqlite {
 impl Sqlite {
     /// Opens the file for writing and creates it when absent.
     pub(super) fn open(path: &Path) -> Result<Self, SqlError> {
+        Self::open_with(path, Limits::default())
+    }
+
+    pub(super) fn open_with(path: &Path, limits: Limits) -> Result<Self, SqlError> {
         let connection = rusqlite::Connection::open(path)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "foreign_keys", true)?;
-        // Pages, 64 MiB: the log begins anew when all of it is moved at the end of a commit. Most
-        // is by then, so that this is short.
-        connection.pragma_update(None, "wal_autocheckpoint", 16_384)?;
+        // The checkpointer's work; beyond this something is wrong with it.
+        connection.pragma_update(None, "wal_autocheckpoint", limits.length_max)?;
         // Kibibytes, negative by SQLite's convention: the hot pages of the indices.
         connection.pragma_update(None, "cache_size", -65536)?;
         connection.set_prepared_statement_cache_capacity(256);
         let in_memory = path == Path::new(":memory:");
         let checkpointer = (!in_memory)
-            .then(|| Checkpointer::start(path))
+            .then(|| Checkpointer::start(path, limits))
             .transpose()?;
         Ok(Self {
             connection,
@@ -134,6 +137,13 @@ impl Connection for Sqlite {
 
     fn commit(&mut self) -> Result<(), SqlError> {
         self.execute("COMMIT", &[]).map(drop)
+    }
+
+    fn maintain(&mut self) -> Result<(), SqlError> {
+        match &self.checkpointer {
+            Some(checkpointer) => Ok(checkpointer.finish(&self.connection)?),
+            None => Ok(()),
+        }
     }
 
     fn rollback(&mut self) -> Result<(), SqlError> {

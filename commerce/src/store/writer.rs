@@ -10,20 +10,27 @@
 //! The thread also keeps the reservations' deadlines: it sleeps until the next one, so an
 //! order expires at its deadline, before any command that comes later.
 
+mod queue;
+mod tx;
+
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::runtime::Runtime;
-use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::StoreError;
 use super::locks::Locks;
-use super::sql::{Backend, Connection, Param, Record, Row, SqlError};
+use super::sql::{Backend, Connection, SqlError};
 use crate::command::expire::{self, Expire};
 use crate::metrics::Metrics;
+use queue::{Called, Job, Message};
+use tx::Effects;
+
+pub(super) use queue::Writer;
+pub use queue::WriterThread;
+pub use tx::Tx;
 
 /// Most commands in one transaction: beyond it latency grows faster than throughput.
 const BATCH_COMMANDS_MAX: usize = 128;
@@ -56,227 +63,6 @@ pub trait Command: Send + 'static {
 
     /// Counts that it was not done.
     fn failed(&self, _metrics: &Metrics) {}
-}
-
-/// A command's view of the transaction.
-pub struct Tx<'c> {
-    connection: &'c mut dyn Connection,
-    /// Milliseconds since the Unix epoch; the same for the whole command.
-    pub now_ms: i64,
-    effects: &'c mut Effects,
-    buffer: &'c mut Vec<u8>,
-}
-
-/// What a committed batch means to the rest of the process.
-#[derive(Default)]
-struct Effects {
-    deadline_ms: Option<i64>,
-    events: u64,
-}
-
-impl Tx<'_> {
-    /// The rows of a statement.
-    ///
-    /// # Errors
-    /// [`SqlError`]
-    pub fn query(&mut self, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>, SqlError> {
-        self.connection.query(sql, params)
-    }
-
-    /// How many rows a statement changed.
-    ///
-    /// # Errors
-    /// [`SqlError`]
-    pub fn execute(&mut self, sql: &str, params: &[Param<'_>]) -> Result<u64, SqlError> {
-        self.connection.execute(sql, params)
-    }
-
-    /// A statement whose success shows at the commit.
-    ///
-    /// # Errors
-    /// [`SqlError`]
-    pub fn write(&mut self, sql: &str, params: &[Param<'_>]) -> Result<(), SqlError> {
-        self.connection.write(sql, params)
-    }
-
-    /// Inserts a row.
-    ///
-    /// # Errors
-    /// [`SqlError`]
-    pub fn insert(&mut self, record: &impl Record) -> Result<(), SqlError> {
-        record.insert(self.connection)
-    }
-
-    /// Rows that `rest` selects.
-    ///
-    /// # Errors
-    /// [`SqlError`]
-    pub fn select<R: Record>(
-        &mut self,
-        rest: &str,
-        params: &[Param<'_>],
-    ) -> Result<Vec<R>, SqlError> {
-        R::select(self.connection, rest, params)
-    }
-
-    /// A value as JSON. The writer's buffer has grown to the size of what it renders, so this
-    /// is one allocation, however large the value.
-    ///
-    /// # Errors
-    /// [`StoreError::Render`]
-    pub fn json(&mut self, value: &impl serde::Serialize) -> Result<String, StoreError> {
-        // What the last request left must not show in this one's.
-        if !crate::mutant::Mutant::PooledBuffer.is_on() {
-            self.buffer.clear();
-        }
-        serde_json::to_writer(&mut *self.buffer, value)?;
-        let json = std::str::from_utf8(self.buffer);
-        Ok(json
-            .map_err(|_| StoreError::Inconsistent("JSON is UTF-8"))?
-            .to_owned())
-    }
-
-    /// The connection, for functions that reads and commands share.
-    pub fn connection(&mut self) -> &mut dyn Connection {
-        self.connection
-    }
-
-    /// Something is due then: the writer wakes for it.
-    pub fn wake_at(&mut self, deadline_ms: i64) {
-        let earliest = self
-            .effects
-            .deadline_ms
-            .map_or(deadline_ms, |known| known.min(deadline_ms));
-        self.effects.deadline_ms = Some(earliest);
-    }
-
-    /// An event was written: the relays look once it is committed.
-    pub(crate) fn wrote_event(&mut self) {
-        self.effects.events = self.effects.events.saturating_add(1);
-    }
-}
-
-/// A command with its caller, and its output until the commit.
-trait Job: Send {
-    fn locks(&self, locks: &mut Locks);
-    fn run(&mut self, tx: &mut Tx<'_>) -> Result<(), StoreError>;
-    fn answer(self: Box<Self>, metrics: &Metrics);
-    fn disappoint(self: Box<Self>, error: StoreError, metrics: &Metrics);
-}
-
-struct Called<C: Command> {
-    command: C,
-    output: Option<C::Output>,
-    caller: oneshot::Sender<Result<C::Output, StoreError>>,
-}
-
-impl<C: Command> Job for Called<C> {
-    fn locks(&self, locks: &mut Locks) {
-        self.command.locks(locks);
-    }
-
-    fn run(&mut self, tx: &mut Tx<'_>) -> Result<(), StoreError> {
-        self.output = Some(self.command.run(tx)?);
-        Ok(())
-    }
-
-    fn answer(self: Box<Self>, metrics: &Metrics) {
-        // The caller may be gone; that is no error.
-        if let Some(output) = self.output {
-            self.command.committed(&output, metrics);
-            let _ = self.caller.send(Ok(output));
-        } else {
-            let _ = self.caller.send(Err(StoreError::Closed));
-        }
-    }
-
-    fn disappoint(self: Box<Self>, error: StoreError, metrics: &Metrics) {
-        self.command.failed(metrics);
-        let _ = self.caller.send(Err(error));
-    }
-}
-
-enum Message {
-    Run(Box<dyn Job>),
-    /// Take no further commands; finish those queued, close the database, end.
-    Stop,
-}
-
-/// The sending end of the queue.
-#[derive(Clone)]
-pub(super) struct Writer {
-    messages: mpsc::Sender<Message>,
-    metrics: Metrics,
-}
-
-impl Writer {
-    /// Queues a command, or says at once that there is no room.
-    pub(super) async fn run<C: Command>(&self, command: C) -> Result<C::Output, StoreError> {
-        let (caller, answered) = oneshot::channel();
-        // Counted before it is sent, or the thread could count it out before it was in.
-        self.metrics.command_queued();
-        self.messages
-            .try_send(Message::Run(Box::new(Called {
-                command,
-                output: None,
-                caller,
-            })))
-            .map_err(|refused| {
-                self.metrics.command_unqueued();
-                match refused {
-                    TrySendError::Full(_) => StoreError::QueueFull,
-                    TrySendError::Closed(_) => StoreError::Closed,
-                }
-            })?;
-        answered.await.map_err(|_| StoreError::Closed)?
-    }
-
-    /// As [`Writer::run`], but waits for room: for relays and checks, to whom a full queue
-    /// is busy and not broken.
-    pub(super) async fn run_patiently<C: Command>(
-        &self,
-        command: C,
-    ) -> Result<C::Output, StoreError> {
-        let (caller, answered) = oneshot::channel();
-        let room = self
-            .messages
-            .reserve()
-            .await
-            .map_err(|_| StoreError::Closed)?;
-        self.metrics.command_queued();
-        room.send(Message::Run(Box::new(Called {
-            command,
-            output: None,
-            caller,
-        })));
-        answered.await.map_err(|_| StoreError::Closed)?
-    }
-}
-
-/// The thread itself, owned by whoever stops it.
-pub struct WriterThread {
-    messages: mpsc::Sender<Message>,
-    thread: JoinHandle<Result<(), StoreError>>,
-    metrics: Metrics,
-}
-
-impl WriterThread {
-    /// Commits what is queued, moves the log into the database file, and ends the thread.
-    ///
-    /// # Errors
-    /// [`StoreError::Sql`] if the checkpoint failed; the log then stays beside the file
-    /// and the next start reads it, so nothing is lost. [`StoreError::Closed`] if the thread
-    /// had died.
-    pub async fn stop(self) -> Result<(), StoreError> {
-        self.metrics.command_queued();
-        if self.messages.send(Message::Stop).await.is_err() {
-            self.metrics.command_unqueued();
-        }
-        let joined = tokio::task::spawn_blocking(|| self.thread.join()).await;
-        joined
-            .map_err(|error| StoreError::Thread(error.into()))?
-            .map_err(|_| StoreError::Closed)?
-    }
 }
 
 /// Starts the thread. `events` counts committed events, for the relays to watch.
@@ -372,6 +158,9 @@ impl Batcher {
             }
             if !jobs.is_empty() {
                 self.commit(&mut jobs);
+                if let Err(error) = self.connection.maintain() {
+                    tracing::error!(%error, "the log could not be moved");
+                }
             }
         }
         Ok(self.connection.close()?)

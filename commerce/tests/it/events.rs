@@ -183,6 +183,36 @@ async fn every_event_arrives_in_batches_although_the_sink_fails_at_first(on: Bac
     assert_eq!(database.count("SELECT count(*) FROM dead_letter"), 0);
 }
 
+/// A sink that is down is behind by the age of its oldest event, and by nothing once it has it.
+async fn a_sink_that_is_down_is_seen_to_be_behind(on: Backend) {
+    const LAG: &str = "commerce_outbox_oldest_event_age_seconds{sink=\"risk\"}";
+    let sink = Sink::default();
+    sink.with(|received| received.failures = usize::MAX);
+    let url = sink.start().await;
+    let service = InProcess::with(on, &[product("a", 10)], |config| {
+        config.risk_url = Some(url);
+    })
+    .await;
+    let lag = async || {
+        let text = service.api.get("/metrics").await.text().await.unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(LAG));
+        line.unwrap().trim().parse::<f64>().unwrap()
+    };
+    let placed = service.api.place("k", &[("a", 1)]).await;
+    assert_eq!(placed.status(), StatusCode::CREATED);
+    eventually("the sink is behind", async || {
+        (lag().await > 0.0).then_some(())
+    })
+    .await;
+    sink.with(|received| received.failures = 0);
+    eventually("it has caught up", async || {
+        (lag().await == 0.0).then_some(())
+    })
+    .await;
+    assert_eq!(sink.bodies().len(), 1);
+    service.stop_and_audit().await;
+}
+
 async fn poison_becomes_a_dead_letter_and_does_not_hold_up_the_rest(on: Backend) {
     let sink = Sink::default();
     let url = sink.start().await;
@@ -346,6 +376,7 @@ async fn subscribers_get_their_own_events_signed(on: Backend) {
 }
 
 crate::on_both_stores!(
+    a_sink_that_is_down_is_seen_to_be_behind,
     every_event_arrives_in_batches_although_the_sink_fails_at_first,
     poison_becomes_a_dead_letter_and_does_not_hold_up_the_rest,
     killed_with_batches_in_flight_it_sends_them_again,

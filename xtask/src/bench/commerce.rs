@@ -26,6 +26,9 @@ const CONNECTIONS: u32 = 256;
 /// Clients of the closed loop.
 const CONCURRENCIES: [u32; 3] = [100, 500, 1_000];
 
+/// Of each case, sent and not measured.
+const WARM_UP: Duration = Duration::from_secs(2);
+
 /// How thorough.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
@@ -126,7 +129,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
         if !wanted(&name) {
             continue;
         }
-        match shop.case(&name, through, ledger, arrivals, duration, skus) {
+        match shop.case(&name, through, ledger, arrivals, (WARM_UP, duration), skus) {
             Ok(row) => rows.push(row),
             Err(error) => failures.push(format!("{name}: {error:#}")),
         }
@@ -186,7 +189,9 @@ fn table(report: &mut String, rows: &[Row]) {
     }
     let _ = writeln!(
         report,
-        "open loop: latency from when an order should have been sent; closed loop: from when it was"
+        "open loop: latency from when an order should have been sent; closed loop: from when it was; the \
+         first {} s of a case are not measured",
+        WARM_UP.as_secs(),
     );
     let _ = writeln!(report, "\n{:<48} {}", "apart", Apart::HEADING);
     for Row { case, apart, .. } in rows {

@@ -36,6 +36,9 @@ pub(super) struct Plan {
     pub(super) address: SocketAddr,
     pub(super) arrivals: Arrivals,
     pub(super) duration: Duration,
+    /// The first so much of it is sent, answered and counted, and not measured: caches are cold,
+    /// connections are being made.
+    pub(super) warm_up: Duration,
     /// Makes idempotency keys unique over runs.
     pub(super) run: String,
     /// SKUs, taken in turn; one is a hot one.
@@ -51,16 +54,18 @@ pub(super) struct Outcome {
     pub(super) created: u64,
     /// Refused for now: answered with 503.
     pub(super) overloaded: u64,
-    /// From the first arrival to the last answer.
+    /// Orders created that were due after the warm-up.
+    pub(super) measured: u64,
+    /// From the end of the warm-up to the last answer.
     pub(super) took: Duration,
-    /// Latency of each created order, microseconds, ascending.
+    /// Latency of each measured order, microseconds, ascending.
     latencies_us: Vec<u32>,
 }
 
 impl Outcome {
     pub(super) fn per_second(&self) -> u64 {
         let millis = u64::try_from(self.took.as_millis().max(1)).unwrap_or(u64::MAX);
-        self.created.saturating_mul(1000) / millis
+        self.measured.saturating_mul(1000) / millis
     }
 
     /// Mean latency, microseconds.
@@ -137,13 +142,13 @@ async fn drive(plan: &Plan) -> Result<Outcome> {
         connections.push(stream);
     }
     let began = Instant::now();
-    let until = began + plan.duration;
+    let (warm, until) = (began + plan.warm_up, began + plan.duration);
     let workers: Vec<_> = connections
         .into_iter()
         .map(|stream| {
             let (desk, plan) = (Rc::clone(&desk), plan.clone());
             tokio::task::spawn_local(async move {
-                let worked = work(stream, &desk, &plan, until).await;
+                let worked = work(stream, &desk, &plan, warm, until).await;
                 if plan.may_die { Ok(()) } else { worked }
             })
         })
@@ -169,13 +174,19 @@ async fn drive(plan: &Plan) -> Result<Outcome> {
         worker.await.context("a client panicked")??;
     }
     let mut outcome = desk.outcome.take();
-    outcome.took = began.elapsed();
+    outcome.took = warm.elapsed();
     outcome.latencies_us.sort_unstable();
     Ok(outcome)
 }
 
 /// One connection: takes what is due, sends it, waits for the answer.
-async fn work(mut stream: TcpStream, desk: &Desk, plan: &Plan, until: Instant) -> Result<()> {
+async fn work(
+    mut stream: TcpStream,
+    desk: &Desk,
+    plan: &Plan,
+    warm: Instant,
+    until: Instant,
+) -> Result<()> {
     let mut request = Vec::with_capacity(512);
     let mut answer = Vec::with_capacity(2048);
     loop {
@@ -206,10 +217,13 @@ async fn work(mut stream: TcpStream, desk: &Desk, plan: &Plan, until: Instant) -
         match status {
             201 => {
                 outcome.created += 1;
-                let latency = due.elapsed().as_micros();
-                outcome
-                    .latencies_us
-                    .push(u32::try_from(latency).unwrap_or(u32::MAX));
+                if due >= warm {
+                    outcome.measured += 1;
+                    let latency = due.elapsed().as_micros();
+                    outcome
+                        .latencies_us
+                        .push(u32::try_from(latency).unwrap_or(u32::MAX));
+                }
             }
             503 => outcome.overloaded += 1,
             _ => bail!("wrong answer: {}", String::from_utf8_lossy(&answer)),
@@ -285,7 +299,8 @@ mod tests {
     #[test]
     fn percentiles_are_of_what_was_measured() {
         let outcome = Outcome {
-            created: 4,
+            created: 5,
+            measured: 4,
             took: Duration::from_secs(2),
             latencies_us: vec![1, 2, 3, 10],
             ..Outcome::default()
@@ -328,6 +343,7 @@ mod tests {
                 connections: 1,
             },
             duration: Duration::from_millis(400),
+            warm_up: Duration::ZERO,
             run: "t".to_owned(),
             skus: vec!["1001".to_owned()],
             may_die: false,

@@ -122,7 +122,7 @@ impl Shop {
         through: Through,
         ledger: Ledger,
         arrivals: Arrivals,
-        duration: Duration,
+        (warm_up, duration): (Duration, Duration),
         skus: u32,
     ) -> Result<Row> {
         println!("{name} …");
@@ -156,22 +156,31 @@ impl Shop {
                 (Through::Direct, Ledger::Distributed) => service.address,
             },
             arrivals,
-            duration,
+            duration: warm_up + duration,
+            warm_up,
             run: format!("b{}", std::process::id()),
             skus: (1001..1001 + skus).map(|sku| sku.to_string()).collect(),
             may_die: false,
         };
         let pids = (service.process.pid(), gateway.as_ref().map(Process::pid));
         let read = || Reading::take(service.scrape()?, pids.0, pids.1);
-        let before = read()?;
-        let outcome = match (through, ledger) {
-            (Through::Gateway, _) => self.hosts.client.run(|| open_loop::run(&plan))??,
+        let load = || match (through, ledger) {
+            (Through::Gateway, _) => self.hosts.client.run(|| open_loop::run(&plan))?,
             // The cable between gateway and service, without the gateway.
             (Through::Direct, Ledger::Sqlite) => {
-                self.hosts.gateway.run(|| open_loop::run(&plan))??
+                self.hosts.gateway.run(|| open_loop::run(&plan))?
             }
-            (Through::Direct, Ledger::Distributed) => open_loop::run(&plan)?,
+            (Through::Direct, Ledger::Distributed) => open_loop::run(&plan),
         };
+        let (outcome, before) = std::thread::scope(|scope| {
+            let warm = scope.spawn(|| {
+                std::thread::sleep(warm_up);
+                read()
+            });
+            (load(), warm.join())
+        });
+        let outcome = outcome?;
+        let before = before.map_err(|_| anyhow::anyhow!("reading the counters panicked"))??;
         let after = read()?;
         let revenue_minor = after.revenue_minor().saturating_sub(before.revenue_minor());
         let apart = after.since(&before, outcome.took)?;
@@ -300,6 +309,7 @@ impl Shop {
                 address: listen,
                 arrivals: Arrivals::Clients(1),
                 duration: Duration::from_nanos(1),
+                warm_up: Duration::ZERO,
                 run: format!("s{round}"),
                 skus: vec!["1001".to_owned()],
                 may_die: false,
@@ -332,6 +342,7 @@ impl Shop {
                 connections: CONNECTIONS,
             },
             duration: Duration::from_secs(5),
+            warm_up: Duration::ZERO,
             run: "k".to_owned(),
             skus: vec!["1001".to_owned()],
             may_die: true,
