@@ -132,7 +132,8 @@ async fn through_gate(
                 gate.mark_stale();
             }
         }
-        Admission::SoldOut(_) if is_placed => gate.mark_stale(),
+        // It does not know of this order: what it loaded meanwhile may be from before.
+        Admission::SoldOut(_) | Admission::Unknown if is_placed => gate.mark_stale(),
         Admission::SoldOut(_) | Admission::Unknown => {}
     }
     answer
