@@ -12,6 +12,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -42,6 +43,9 @@ pub struct Options {
     /// Five rounds of 20 s instead of three of 8 s.
     #[arg(long)]
     full: bool,
+    /// Measure this edgemeter instead of building one.
+    #[arg(long)]
+    binary: Option<PathBuf>,
 }
 
 /// Runs it and prints the tables.
@@ -59,7 +63,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
         Tool::NFT,
     ])?;
     host::mount_bpffs()?;
-    let binary = edgemeter::build_or(None)?;
+    let binary = edgemeter::build_or(options.binary.as_deref())?;
     let (rounds, seconds) = if options.full { (5, 20) } else { (3, 8) };
     let heading = format!(
         "cargo xtask bench upstreams{}: {}; {RATE} calls/s on {CONNECTIONS} connections, 1 KiB answers, edgemeter {}",
@@ -85,7 +89,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
 fn backend(site: &Site, port: u16) -> Result<Process> {
     let name = format!("backend-{port}");
     let file = site.directory.path().join(format!("{name}.conf"));
-    fs::write(&file, origin(&site.directory.path().join("pages"), port))?;
+    fs::write(&file, origin(site.directory.path(), port))?;
     let mut nginx = site.hosts.service.command("taskset")?;
     nginx.args(["-c", "1", "nginx", "-c"]).arg(&file);
     Process::start(&name, &mut nginx, site.directory.path())
@@ -278,7 +282,7 @@ fn one_upstream(informed: bool) -> String {
 /// edgemeter with a configuration of this bench.
 struct Gateway {
     process: Process,
-    file: std::path::PathBuf,
+    file: PathBuf,
 }
 
 impl Gateway {
@@ -355,9 +359,15 @@ impl Drop for Loss<'_> {
 }
 
 fn rule(side: &str, port: u16, per_mille: u32) -> String {
+    // nft refuses a comparison that always holds.
+    let which = if per_mille < 1000 {
+        format!("numgen random mod 1000 < {per_mille}")
+    } else {
+        String::new()
+    };
     format!(
         "table inet loss {{\n chain input {{\n type filter hook input priority 0;\n \
-         tcp {side} {port} numgen random mod 1000 < {per_mille} drop\n }}\n}}\n"
+         tcp {side} {port} {which} drop\n }}\n}}\n"
     )
 }
 
