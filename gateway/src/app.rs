@@ -524,6 +524,7 @@ fn watch_connections(
         reasons,
         maps,
     ));
+    connections.meet_earlier();
     registry.register_collector(Box::new(KernelTables(Arc::clone(&connections))));
     let watcher = ring
         .map(|ring| Watcher::new(Arc::clone(&connections), metrics, ring).start())

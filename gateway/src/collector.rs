@@ -229,6 +229,7 @@ impl Collector {
         let (used, free) = self.slots.reclaim();
         self.shared.meter.sweep();
         let flows = self.flows.known();
+        let flows_by_protocol = self.flows.known_by_protocol();
         let silent = (self.ticks % SLOT_TICKS == 1).then(|| self.slots.silent(SILENT_NS));
         let slots = &self.slots;
         let shared = &self.shared;
@@ -250,6 +251,7 @@ impl Collector {
             view.owner_failures = shared.meter.owner_failures.load(Ordering::Relaxed);
             view.access_log_lost = shared.access_log.as_ref().map_or(0, |log| log.lost());
             view.flows = flows;
+            view.flows_by_protocol = flows_by_protocol;
             if let Some([minute, hour]) = silent {
                 view.silent = (minute as u64, hour as u64);
             }

@@ -13,7 +13,7 @@ mod view;
 mod watcher;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -28,7 +28,7 @@ pub use watcher::{Watcher, WatcherThread};
 
 use crate::{
     config::Config,
-    kernel::{Feature, WatchMaps},
+    kernel::{Feature, WatchMaps, diag, events::monotonic_ns, namespace_cookie},
     owner::Leg,
 };
 
@@ -62,6 +62,17 @@ pub struct Connections {
     maps: Option<Mutex<WatchMaps>>,
     cgroups: Mutex<Cgroups>,
     memory: Mutex<Memory>,
+    earlier: Mutex<Earlier>,
+}
+
+/// Connections that were there before our programs, which tell of new ones only: the kernel is
+/// asked for them when they are looked at.
+#[derive(Default)]
+struct Earlier {
+    cookies: HashSet<u64>,
+    /// When they were met, monotonic nanoseconds.
+    met_ns: u64,
+    namespace: u64,
 }
 
 #[derive(Default)]
@@ -89,6 +100,32 @@ impl Connections {
             maps: maps.map(Mutex::new),
             cgroups: Mutex::default(),
             memory: Mutex::default(),
+            earlier: Mutex::default(),
+        }
+    }
+
+    /// Takes note of the connections that are there now, of this network namespace. Call once the
+    /// programs tell of new ones.
+    pub fn meet_earlier(&self) {
+        if self.maps.is_none() {
+            return;
+        }
+        let there = diag::connections().and_then(|there| Ok((there, namespace_cookie()?)));
+        match there {
+            Ok((there, namespace)) => {
+                let known = self.told();
+                let known: HashSet<u64> = known.iter().map(|known| known.cookie).collect();
+                let cookies = there.iter().map(|connection| connection.cookie);
+                *self.earlier() = Earlier {
+                    cookies: cookies.filter(|cookie| !known.contains(cookie)).collect(),
+                    met_ns: monotonic_ns(),
+                    namespace,
+                };
+            }
+            Err(error) => log::warn!(
+                "connections from before the start are not shown: the kernel does not list \
+                 sockets ({error})"
+            ),
         }
     }
 
@@ -116,9 +153,45 @@ impl Connections {
             .unwrap_or_else(|| format!("reason_{number}"))
     }
 
-    /// Connections under way, closed ones not yet collected excepted.
+    /// Connections under way, closed ones not yet collected excepted. Those from before the start
+    /// have [`Connection::established_ns`] 0 and began when they were met.
     #[must_use]
     pub fn open(&self) -> Vec<Connection> {
+        let mut open = self.told();
+        open.extend(self.still_there());
+        open
+    }
+
+    /// Of the connections from before the start.
+    fn still_there(&self) -> Vec<Connection> {
+        let mut earlier = self.earlier();
+        if earlier.cookies.is_empty() {
+            return Vec::new();
+        }
+        let mut there = match diag::connections() {
+            Ok(there) => there,
+            Err(error) => {
+                log::warn!("cannot list sockets: {error}");
+                return Vec::new();
+            }
+        };
+        there.retain(|connection| earlier.cookies.contains(&connection.cookie));
+        for connection in &mut there {
+            connection.opened_ns = earlier.met_ns;
+            connection.namespace = earlier.namespace;
+        }
+        // What is over does not come back.
+        earlier.cookies = there.iter().map(|connection| connection.cookie).collect();
+        there
+    }
+
+    /// Whether a connection was there before the start.
+    fn is_earlier(&self, cookie: u64) -> bool {
+        self.earlier().cookies.contains(&cookie)
+    }
+
+    /// As the programs tell.
+    fn told(&self) -> Vec<Connection> {
         let mut open = Vec::new();
         self.with_maps(|maps| {
             let read = maps.each_connection(|connection| {
@@ -167,6 +240,10 @@ impl Connections {
         Some(work(
             &mut maps.lock().unwrap_or_else(PoisonError::into_inner),
         ))
+    }
+
+    fn earlier(&self) -> MutexGuard<'_, Earlier> {
+        self.earlier.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {

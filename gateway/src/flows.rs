@@ -14,7 +14,7 @@ use flow_abi::{Direction, FlowCounters, FlowKey, InterfaceCells, cell, interface
 
 use crate::{
     config::Observe,
-    kernel::{Maps, PinDirectory, devices, is_over_row},
+    kernel::{Maps, PinDirectory, devices, is_over_row, protocol},
 };
 
 /// Each direction's bytes in flows.
@@ -186,14 +186,6 @@ fn address(octets: [u8; 16], port: u16) -> SocketAddr {
     SocketAddr::new(Ipv6Addr::from(octets).to_canonical(), port)
 }
 
-fn protocol(number: u8) -> &'static str {
-    match number {
-        6 => "tcp",
-        17 => "udp",
-        _ => "?",
-    }
-}
-
 fn direction_name(direction: Direction) -> &'static str {
     match direction {
         Direction::Rx => "received",
@@ -219,7 +211,7 @@ impl Listing {
             writeln!(
                 out,
                 "{:<5} {:<28} {:<28} {:>16} {:>16} {:>12} {:>9}",
-                protocol(key.protocol),
+                protocol(key, flow),
                 address(key.local, key.local_port).to_string(),
                 address(key.remote, key.remote_port).to_string(),
                 flow.rx_bytes,
@@ -258,7 +250,7 @@ impl Listing {
     pub fn json(&self) -> String {
         let rows = self.top.iter().map(|(key, flow)| {
             serde_json::json!({
-                "protocol": protocol(key.protocol),
+                "protocol": protocol(key, flow),
                 "local": address(key.local, key.local_port).to_string(),
                 "remote": address(key.remote, key.remote_port).to_string(),
                 "interface": key.ifindex,

@@ -78,6 +78,10 @@ pub mod flow_flag {
     pub const RST: u32 = 0x04;
     /// Shift of the sent byte.
     pub const TX_SHIFT: u32 = 8;
+    /// Of UDP: its first datagram has been looked at.
+    pub const LOOKED: u32 = 1 << 16;
+    /// Of UDP: either port is 443 and the first datagram seen begins with a QUIC long header.
+    pub const QUIC: u32 = 1 << 17;
 }
 
 /// Which end of a flow an [`EndpointKey`] describes.

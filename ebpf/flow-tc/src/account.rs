@@ -21,7 +21,7 @@ use crate::{
         ACCOUNTS, CLASS_GENERATION, CLASSES, ENDPOINTS, FLOWS, INTERFACES, ORPHANS, add, live_slot,
         socket_slot, swap, take,
     },
-    parse::{self, Parsed, TCP},
+    parse::{self, Parsed, TCP, UDP},
     ranges,
 };
 
@@ -329,6 +329,9 @@ unsafe fn count(
             };
             (*flow).flags |= flags << shift;
         }
+        if parsed.key.protocol == UDP && (*flow).flags == 0 {
+            (*flow).flags = look_at_datagram(ctx, parsed);
+        }
         wire.class = class(flow, &parsed.key);
         // A closed window; a SYN or a reset may say 0 and mean nothing by it.
         if is_tcp && parsed.window == 0 && flags & (flow_flag::SYN | flow_flag::RST) == 0 {
@@ -338,6 +341,22 @@ unsafe fn count(
             Direction::Rx => received(ctx, parsed, wire, flow, now),
             Direction::Tx => sent(ctx, parsed, wire, flow, now),
         }
+    }
+}
+
+/// What a UDP flow's first datagram says of it: QUIC begins with a long header, whose two highest
+/// bits are set, and a version other than 0. Once a flow.
+#[inline(never)]
+fn look_at_datagram(ctx: &TcContext, parsed: &Parsed) -> u32 {
+    const PORT: u16 = 443;
+    if parsed.key.local_port != PORT && parsed.key.remote_port != PORT {
+        return flow_flag::LOOKED;
+    }
+    match ctx.load::<[u8; 5]>(parsed.header_len as usize) {
+        Ok([first, a, b, c, d]) if first & 0xc0 == 0xc0 && (a | b | c | d) != 0 => {
+            flow_flag::LOOKED | flow_flag::QUIC
+        }
+        _ => flow_flag::LOOKED,
     }
 }
 

@@ -41,6 +41,7 @@ fn table(out: &mut String, rows: &[Row]) -> std::fmt::Result {
     for row in rows {
         let number = |value: Option<u32>| value.map_or_else(|| "-".into(), |v| v.to_string());
         let owner = match &row.owner {
+            None if row.earlier => "from before the start".to_owned(),
             None => "unknown".to_owned(),
             Some(owner) => {
                 let place = owner

@@ -158,8 +158,13 @@ pub struct Row {
     pub leg: Option<String>,
     /// Listener or upstream.
     pub endpoint: String,
-    /// True when the host opened it.
+    /// True when the host opened it. Of one from before the start: true unless its port is
+    /// listened on.
     pub opened_here: bool,
+    /// It was there before the gateway: its duration is since then, and what the programs count
+    /// (zero windows, resets, drops, loss, reordering, whose it is) is not known.
+    #[serde(default)]
+    pub earlier: bool,
     /// Address and port.
     pub local: String,
     /// Address and port.
@@ -298,6 +303,7 @@ impl Connections {
             leg: leg.map(|leg| leg.as_str().into()),
             endpoint: endpoint.to_string(),
             opened_here: connection.active != 0,
+            earlier: self.is_earlier(connection.cookie),
             local: socket(&connection.local, connection.local_port),
             remote: socket(&connection.remote, connection.remote_port),
             duration_us: until.saturating_sub(connection.opened_ns) / 1000,

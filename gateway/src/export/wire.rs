@@ -18,6 +18,7 @@ use prometheus_client::{
 use crate::{
     class::{ClassId, Classes},
     config::Prices,
+    kernel::PROTOCOLS,
     ledger::{Balances, invariants::Breach},
     owner::{Leg, Owner, OwnerKind, Owners},
 };
@@ -47,6 +48,8 @@ pub struct WireView {
     pub regressions: u64,
     /// Live flows at the last look.
     pub flows: u64,
+    /// Of these, by protocol, as of the last whole walk through the table.
+    pub flows_by_protocol: [u64; PROTOCOLS.len()],
     /// Slots in use and free.
     pub slots: (u64, u64),
     /// Connections without a frame for a minute, and for an hour.
@@ -127,6 +130,11 @@ struct CostLabels {
     direction: &'static str,
     rate: String,
     currency: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ProtocolLabels {
+    protocol: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -417,6 +425,16 @@ fn encode_health(out: &mut DescriptorEncoder<'_>, view: &WireView) -> Result<(),
             unit,
             prometheus_client::metrics::MetricType::Gauge,
         )?)?;
+    }
+    let mut flows = out.encode_descriptor(
+        "edgemeter_flows_by_protocol",
+        "Flows as of the last whole walk through the kernel's table; quic: port 443, and the first datagram seen had a long header",
+        None,
+        prometheus_client::metrics::MetricType::Gauge,
+    )?;
+    for (protocol, count) in PROTOCOLS.into_iter().zip(view.flows_by_protocol) {
+        let labels = ProtocolLabels { protocol };
+        ConstGauge::new(signed(count)).encode(flows.encode_family(&labels)?)?;
     }
     let mut slots = out.encode_descriptor(
         "edgemeter_connection_slots",

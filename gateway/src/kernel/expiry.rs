@@ -30,6 +30,24 @@ pub fn is_over_row(key: &FlowKey) -> bool {
     key.protocol == 0
 }
 
+/// What flows are of, as told.
+pub const PROTOCOLS: [&str; 3] = ["tcp", "udp", "quic"];
+
+/// The word for a flow's protocol.
+#[must_use]
+pub fn protocol(key: &FlowKey, flow: &FlowCounters) -> &'static str {
+    PROTOCOLS[protocol_index(key, flow)]
+}
+
+fn protocol_index(key: &FlowKey, flow: &FlowCounters) -> usize {
+    const TCP: u8 = 6;
+    match key.protocol {
+        TCP => 0,
+        _ if flow.flags & flow_flag::QUIC != 0 => 2,
+        _ => 1,
+    }
+}
+
 /// A place in the flow table. A small table is walked whole in one step, a large one in
 /// [`Self::STEPS`]: a step costs what the table's size divided by that costs, and no more.
 #[derive(Debug)]
@@ -39,7 +57,12 @@ pub struct FlowWalk {
     live: usize,
     /// Met on the last walk, or on this one if those are more.
     known: usize,
+    /// The same by protocol, as of the last whole walk.
+    live_by_protocol: [usize; PROTOCOLS.len()],
+    known_by_protocol: [usize; PROTOCOLS.len()],
     over: Vec<FlowKey>,
+    /// The table fills, or has not become half empty since.
+    pressed: bool,
     /// Taken away and not in their row yet, by interface.
     taken: BTreeMap<u32, FlowCounters>,
 }
@@ -56,6 +79,12 @@ impl FlowWalk {
     pub fn known(&self) -> u64 {
         self.known as u64
     }
+
+    /// By protocol, in the order of [`PROTOCOLS`], as of the last whole walk.
+    #[must_use]
+    pub fn known_by_protocol(&self) -> [u64; PROTOCOLS.len()] {
+        self.known_by_protocol.map(|count| count as u64)
+    }
 }
 
 impl Default for FlowWalk {
@@ -64,7 +93,10 @@ impl Default for FlowWalk {
             walk: batch::Walk::new(size_of::<FlowKey>(), size_of::<FlowCounters>()),
             live: 0,
             known: 0,
+            live_by_protocol: [0; PROTOCOLS.len()],
+            known_by_protocol: [0; PROTOCOLS.len()],
             over: Vec::new(),
+            pressed: false,
             taken: BTreeMap::new(),
         }
     }
@@ -86,8 +118,11 @@ impl Maps {
     ) -> io::Result<()> {
         let now = now_ns();
         let room = self.flows_max as usize;
-        let pressed = walk.known.max(walk.live) >= room - room / 4;
+        let taken = walk.known.max(walk.live);
+        walk.pressed = taken >= room - room / 4 || walk.pressed && taken >= room / 2;
+        let pressed = walk.pressed;
         let (live, over) = (&mut walk.live, &mut walk.over);
+        let by_protocol = &mut walk.live_by_protocol;
         let entries = FlowWalk::STEP.max(walk.known / FlowWalk::STEPS);
         let end = walk
             .walk
@@ -98,6 +133,7 @@ impl Maps {
                     over.push(key);
                 } else {
                     *live += 1;
+                    by_protocol[protocol_index(&key, &flow)] += 1;
                     visit(&key, &flow);
                 }
             })?;
@@ -106,6 +142,7 @@ impl Maps {
         walk.known = walk.known.max(walk.live);
         if end {
             walk.known = std::mem::take(&mut walk.live);
+            walk.known_by_protocol = std::mem::take(&mut walk.live_by_protocol);
         }
         Ok(())
     }
@@ -199,8 +236,8 @@ fn add(row: &mut FlowCounters, flow: &FlowCounters) {
     row.tx_retransmit_frames += flow.tx_retransmit_frames;
 }
 
-/// Silence after which a flow is over, nanoseconds. A table that fills (three quarters are taken)
-/// keeps what is over for a short while only; open connections it keeps all the same.
+/// Silence after which a flow is over, nanoseconds. A table that fills (three quarters are taken,
+/// until half are) keeps what is over for a short while only; open connections it keeps all the same.
 fn lifetime_ns(key: &FlowKey, flow: &FlowCounters, pressed: bool) -> u64 {
     const SECOND: u64 = 1_000_000_000;
     const TCP: u8 = 6;

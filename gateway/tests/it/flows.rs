@@ -64,6 +64,64 @@ fn flows_and_cells_are_what_the_interfaces_moved_with_and_without_a_gateway() {
 }
 
 #[test]
+fn datagrams_are_rows_and_quic_is_told_by_its_first_one() {
+    let site = Site::start("fq", &Setup::default());
+    let target: IpAddr = GATEWAY_TO_CLIENT.v4.into();
+    // An Initial packet's first bytes; a later packet's; the same elsewhere than at port 443.
+    let (long, short) = ([0xc3, 0, 0, 0, 1, 8], [0x43, 0, 0, 0, 1, 8]);
+    for (port, first) in [(443, long), (443, short), (4433, long)] {
+        let sink = site
+            .hosts
+            .gateway
+            .run(|| UdpSocket::bind((target, port)).unwrap())
+            .unwrap();
+        site.hosts
+            .client
+            .run(|| {
+                let socket = UdpSocket::bind((GATEWAY_TO_CLIENT.far_v4, 0)).unwrap();
+                for datagram in [first, short, long] {
+                    socket.send_to(&datagram, (target, port)).unwrap();
+                }
+            })
+            .unwrap();
+        drop(sink);
+    }
+    site.quiet();
+    let listing = listing(&site, "100");
+    exact(&listing);
+    let rows = listing["flows"].as_array().unwrap();
+    let of = |protocol: &str, port: &str| {
+        let row = |row: &&serde_json::Value| {
+            row["protocol"] == protocol && row["local"].as_str().unwrap().ends_with(port)
+        };
+        rows.iter().filter(row).count()
+    };
+    assert_eq!(of("quic", ":443"), 1, "{listing}");
+    assert_eq!(of("udp", ":443"), 1, "{listing}");
+    assert_eq!(
+        (of("quic", ":4433"), of("udp", ":4433")),
+        (0, 1),
+        "{listing}"
+    );
+    // The walk through the table comes once a second.
+    let started = std::time::Instant::now();
+    let counted = |protocol: &str| {
+        site.scrape().sum("edgemeter_flows_by_protocol", |sample| {
+            sample.label("protocol") == protocol
+        })
+    };
+    while (counted("quic"), counted("udp")) != (1, 2) {
+        let waited = started.elapsed();
+        assert!(
+            waited < std::time::Duration::from_secs(20),
+            "{}",
+            counted("udp")
+        );
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+}
+
+#[test]
 fn more_flows_than_room_are_in_a_cell_to_the_byte() {
     const ROOM: u64 = 1024;
     let setup = Setup {

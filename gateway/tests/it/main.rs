@@ -11,6 +11,7 @@ mod balance;
 mod billing;
 mod binding;
 mod budgets;
+mod churn;
 mod classes;
 mod connections;
 mod content;
