@@ -132,6 +132,24 @@ impl Namespace {
         Path::new(NAMES).join(&self.name)
     }
 
+    /// Sets how its TCP connections, from now on, adapt to congestion. A namespace may have what
+    /// `net.ipv4.tcp_allowed_congestion_control` names.
+    ///
+    /// # Errors
+    /// The kernel does not know the algorithm, or keeps it for the host itself.
+    pub fn set_congestion_control(&self, algorithm: &str) -> Result<()> {
+        const SETTING: &str = "/proc/sys/net/ipv4/tcp_congestion_control";
+        self.run(|| std::fs::write(SETTING, algorithm))?
+            .with_context(|| {
+                let allowed =
+                    std::fs::read_to_string("/proc/sys/net/ipv4/tcp_allowed_congestion_control");
+                format!(
+                    "a namespace cannot have the congestion control {algorithm:?}; it can have: {}",
+                    allowed.unwrap_or_default().trim(),
+                )
+            })
+    }
+
     /// A command that will run in the namespace, and otherwise where we are: same mounts, so
     /// same BPF file system.
     ///

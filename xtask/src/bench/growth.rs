@@ -116,7 +116,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
         machine()
     );
     println!("{heading}\n");
-    let site = Site::start(binary)?;
+    let site = Site::start(binary, Some(Site::CONGESTION_CONTROL))?;
     // Every address of this network is the origin's.
     let origin = GATEWAY_TO_SERVICE.far_v4.to_string();
     let service = &site.hosts.service;

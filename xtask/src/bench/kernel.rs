@@ -136,7 +136,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
         machine()
     );
     println!("{text}");
-    let site = Site::start(binary)?;
+    let site = Site::start(binary, Some(Site::CONGESTION_CONTROL))?;
     let wanted = |part: Part| options.only.is_empty() || options.only.contains(&part);
     type Measure = fn(&Site, &Amount) -> Result<String>;
     let parts: [(Part, Measure); 3] = [

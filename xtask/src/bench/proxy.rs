@@ -32,6 +32,9 @@ pub struct Options {
     /// Measure this edgemeter instead of building one.
     #[arg(long)]
     binary: Option<PathBuf>,
+    /// Congestion control of all three hosts, for all peers.
+    #[arg(long, default_value = Site::CONGESTION_CONTROL)]
+    congestion_control: String,
 }
 
 /// One kind of work.
@@ -143,9 +146,13 @@ pub(super) fn run(options: &Options) -> Result<()> {
                 .is_none_or(|only| case.name.contains(only))
         })
         .collect();
-    let heading = format!("{}; {rounds} rounds of {seconds} s", machine());
+    let heading = format!(
+        "{}; {rounds} rounds of {seconds} s; congestion control {}",
+        machine(),
+        options.congestion_control,
+    );
     println!("{heading}\n");
-    let site = Site::start(binary)?;
+    let site = Site::start(binary, Some(&options.congestion_control))?;
     let mut samples: BTreeMap<(usize, usize), Vec<Sample>> = BTreeMap::new();
     let mut standing: Vec<Vec<Standing>> = vec![Vec::new(); peers.len()];
     for round in 0..rounds {

@@ -129,7 +129,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
         machine()
     );
     println!("{heading}\n");
-    let site = Site::start(binary)?;
+    let site = Site::start(binary, Some(Site::CONGESTION_CONTROL))?;
     let mut samples: [Vec<Sample>; Between::ALL.len()] = Default::default();
     for round in 1..=rounds {
         for (index, between) in Between::ALL.into_iter().enumerate() {

@@ -27,10 +27,16 @@ pub(super) struct Site {
 }
 
 impl Site {
-    /// Makes the hosts and starts the origin.
-    pub(super) fn start(edgemeter: PathBuf) -> Result<Self> {
+    /// Makes the hosts and starts the origin. `congestion_control` is all hosts'; None: what the
+    /// machine's administrator chose.
+    pub(super) fn start(edgemeter: PathBuf, congestion_control: Option<&str>) -> Result<Self> {
         Namespace::sweep(PREFIX)?;
         let hosts = Topology::three_hosts(&Namespace::unique_prefix(PREFIX))?;
+        if let Some(algorithm) = congestion_control {
+            for host in [&hosts.client, &hosts.gateway, &hosts.service] {
+                host.set_congestion_control(algorithm)?;
+            }
+        }
         // In memory: no peer may wait for a disk.
         let directory = tempfile::Builder::new()
             .prefix("edgemeter-bench-")
@@ -60,6 +66,11 @@ impl Site {
             edgemeter,
         })
     }
+
+    /// Does not pace. A cable has no queue that congestion control could manage, and bbr, where a
+    /// host has it, sets a timer for each burst that it paces: a third of the time of a large
+    /// answer, in every proxy's account alike.
+    pub(super) const CONGESTION_CONTROL: &str = "reno";
 
     /// The same origin on the gateway's host, for calls without a hop.
     pub(super) const LOCAL_ORIGIN_PORT: u16 = 9001;

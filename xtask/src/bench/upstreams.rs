@@ -72,7 +72,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
         edgemeter::version()?,
     );
     println!("{heading}\n");
-    let site = Site::start(binary)?;
+    let site = Site::start(binary, None)?;
     let mut backends: Vec<Process> = PORTS
         .iter()
         .map(|&port| backend(&site, port))
