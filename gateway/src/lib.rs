@@ -48,3 +48,4 @@ pub mod systemd;
 pub mod trace;
 pub mod units;
 pub mod upgrade;
+pub mod written;

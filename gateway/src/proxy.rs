@@ -361,7 +361,7 @@ impl ProxyHttp for Gateway {
             Err(refused) => return Err(refusal(record, refused)),
         };
         let mut http_peer = HttpPeer::new(held.address(), false, String::new());
-        record.attempt(held);
+        record.attempt(held, Instant::now());
         let options = &mut http_peer.options;
         let connect = match record.remaining() {
             Some(left) => upstream.connect_timeout.min(left),
@@ -848,7 +848,9 @@ fn new_request_id() -> String {
     use std::hash::{BuildHasher as _, RandomState};
     // Two fresh random keys of the standard library's hasher.
     let [high, low] = [(); 2].map(|()| RandomState::new().hash_one(0_u8));
-    format!("{high:016x}{low:016x}")
+    let text = crate::written::hex(u128::from(high) << 64 | u128::from(low));
+    // Digits only.
+    std::str::from_utf8(&text).unwrap_or_default().to_owned()
 }
 
 /// An error with the status it is answered with, and its reason for the access log.

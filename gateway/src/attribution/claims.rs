@@ -1,10 +1,9 @@
 //! Claims on their way from requests to the next tick: summed by owner, so that neither a queue
 //! nor a loss is possible. Bounded by owners times interfaces.
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, PoisonError},
-};
+use std::sync::{Mutex, PoisonError};
+
+use ahash::HashMap;
 
 use super::{Claim, ClaimKey};
 

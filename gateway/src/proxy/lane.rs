@@ -24,6 +24,7 @@ mod head;
 mod pool;
 mod relay;
 mod serve;
+mod timer;
 
 pub use buffers::Buffer;
 pub use fit::Fit;

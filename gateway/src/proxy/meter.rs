@@ -3,7 +3,6 @@
 //! serves on.
 
 use std::{
-    collections::HashMap,
     os::fd::RawFd,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak,
@@ -11,6 +10,7 @@ use std::{
     },
 };
 
+use ahash::HashMap;
 use pingora::protocols::SocketDigest;
 
 use crate::{
@@ -107,7 +107,7 @@ impl Meter {
         &self,
         endpoints: impl IntoIterator<Item = (EndpointId, Arc<str>)>,
     ) -> Result<EndpointTable, crate::owner::StoreError> {
-        let mut known = HashMap::new();
+        let mut known = HashMap::default();
         for (id, name) in endpoints {
             let leg = leg(id);
             let pair = EndpointOwners {

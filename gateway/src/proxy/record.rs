@@ -481,7 +481,7 @@ impl Leg {
 
 impl RequestRecord {
     /// A peer was chosen.
-    pub(super) fn attempt(&mut self, held: upstream::Attempt) {
+    pub(super) fn attempt(&mut self, held: upstream::Attempt, now: Instant) {
         // Seldom is there a second one.
         self.attempts.reserve_exact(1);
         self.attempts.push(Attempt {
@@ -490,7 +490,7 @@ impl RequestRecord {
             leg: None,
             span: None,
             timing: AttemptTiming {
-                began: self.elapsed(),
+                began: now.saturating_duration_since(self.started),
                 ..AttemptTiming::default()
             },
         });
@@ -503,10 +503,10 @@ impl RequestRecord {
 
     /// The attempt under way has its connection.
     pub(super) fn attempt_connected(&mut self, reused: bool, leg: Option<Leg>) {
-        let now = self.elapsed();
+        let elapsed = self.elapsed();
         if let Some(attempt) = self.attempts.last_mut() {
             attempt.leg = leg;
-            attempt.timing.connected = Some(now);
+            attempt.timing.connected = Some(elapsed);
             attempt.timing.reused = reused;
             if let Some(held) = &mut attempt.held {
                 held.connected(reused);

@@ -23,11 +23,11 @@
 //! decoding, no dot segments. Query parameters are compared decoded, the first of a name.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::net::Ipv6Addr;
 use std::ops::Deref;
 use std::sync::Arc;
 
+use ahash::HashMap;
 use http::{HeaderMap, HeaderName, Method};
 
 use crate::config::{

@@ -7,8 +7,9 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, ReadBuf};
 
-/// Size of a relay buffer: one read and one write of the wire's largest bursts.
-pub const BUFFER_BYTES: usize = 64 * 1024;
+/// Size of an ordinary buffer: a head and the wire's largest burst, 64 KiB, in one read and one
+/// write.
+pub const BUFFER_BYTES: usize = 128 * 1024;
 /// Size of a relay buffer for a body that does not fit the first: fewer, larger system calls.
 pub const LARGE_BYTES: usize = 256 * 1024;
 /// Kept for reuse by each worker.

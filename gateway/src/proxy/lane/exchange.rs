@@ -1,9 +1,12 @@
 //! A request on its way to an upstream, until the answer begins: which peer, a kept or a new
 //! connection, and when it is sent again. What the client speaks does not matter here.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Poll, ready};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -11,9 +14,10 @@ use tokio::net::TcpStream;
 
 use super::buffers::Buffer;
 use super::forward;
-use super::pool::{PoolKey, UpstreamConnection};
-use super::relay::{Patience, within};
+use super::pool::{Counted, PoolKey, UpstreamConnection};
+use super::relay::Patience;
 use super::serve::Lane;
+use super::timer::Timer;
 use crate::{
     config::UpstreamIndex,
     owner::Quality,
@@ -75,7 +79,11 @@ impl Outbound {
 impl Lane {
     /// Sends the request to peers until one begins to answer; returns what has been read of the
     /// answer, behind [`HEADROOM`].
-    pub(super) async fn answer(&self, request: &mut Outbound) -> Result<Answer, Failure> {
+    pub(super) async fn answer(
+        &self,
+        request: &mut Outbound,
+        timer: &mut Timer,
+    ) -> Result<Answer, Failure> {
         let patience = request.patience();
         let generation = Arc::clone(&request.record.generation);
         let pool = &generation.pools[request.upstream.0];
@@ -92,7 +100,7 @@ impl Lane {
                 Err(refused) => return Err(Failure::busy(refused)),
             };
             let peer = held.address();
-            record.attempt(held);
+            record.attempt(held, now);
             record.request_body = PayloadBytes(request.body_bytes as u64);
             let key = PoolKey {
                 upstream: Arc::clone(pool),
@@ -107,7 +115,7 @@ impl Lane {
             let reused = kept.is_some();
             let mut connection = match kept {
                 Some(connection) => connection,
-                None => match self.connect(request, peer).await {
+                None => match self.connect(request, peer, timer).await {
                     Ok(connection) => connection,
                     Err(error) => {
                         self.shared.metrics.connect_failure(&pool.settings.name);
@@ -119,22 +127,18 @@ impl Lane {
                 },
             };
             self.attempt(request, reused, connection.tracked.as_ref());
-            let mut answer = Buffer::take();
-            answer.bytes.resize(HEADROOM, 0);
-            let sent = within(
-                patience.write,
-                connection.stream.write_all(&request.bytes.bytes),
-            )
-            .await;
-            let read = match sent {
+            let write = connection.stream.write_all(&request.bytes.bytes);
+            let read = match timer.within(patience.write, write).await {
                 Ok(()) => {
-                    within(patience.read, connection.stream.read_buf(&mut answer.bytes)).await
+                    timer
+                        .within(patience.read, first_bytes(&mut connection.stream))
+                        .await
                 }
                 Err(error) => Err(error),
             };
             let (record, repeatable) = (&mut request.record, request.repeatable);
             match read {
-                Ok(1..) => {
+                Ok(Some(answer)) => {
                     let status = first_status(&answer.bytes[HEADROOM..]).unwrap_or(200);
                     if retry::answer_began(record, status, repeatable) {
                         continue;
@@ -145,7 +149,7 @@ impl Lane {
                         read: answer,
                     });
                 }
-                Ok(0) => {
+                Ok(None) => {
                     // A kept connection that the peer had closed: the request did not arrive.
                     let why = "closed without an answer";
                     if retry::connection_broke(record, why.into(), reused, repeatable) {
@@ -178,10 +182,12 @@ impl Lane {
         &self,
         request: &Outbound,
         peer: SocketAddr,
+        timer: &mut Timer,
     ) -> io::Result<UpstreamConnection> {
         let generation = &request.record.generation;
         let upstream = &generation.config.upstreams[request.upstream.0];
-        let stream = within(upstream.connect_timeout, TcpStream::connect(peer)).await?;
+        let connect = TcpStream::connect(peer);
+        let stream = timer.within(upstream.connect_timeout, connect).await?;
         stream.set_nodelay(true)?;
         let endpoint = EndpointId::Upstream(request.upstream);
         Ok(UpstreamConnection::new(
@@ -220,6 +226,19 @@ impl Lane {
             forward::set_span(&mut request.bytes.bytes, at, span);
         }
     }
+}
+
+/// Waits for an answer's first bytes without holding a buffer for them: it goes to whoever has
+/// something to put into it, and is still warm from the last one. None at the connection's end.
+async fn first_bytes(stream: &mut Counted) -> io::Result<Option<Buffer>> {
+    poll_fn(|context| {
+        ready!(stream.poll_read_ready(context))?;
+        let mut answer = Buffer::take();
+        answer.bytes.resize(HEADROOM, 0);
+        let read = ready!(pin!(stream.read_buf(&mut answer.bytes)).poll(context))?;
+        Poll::Ready(Ok((read > 0).then_some(answer)))
+    })
+    .await
 }
 
 /// Why the upstream's answer is ours.

@@ -11,6 +11,7 @@ use super::head::{Framing, RequestHead, ResponseHead, is_hop_by_hop};
 use crate::{
     proxy::{X_FORWARDED_FOR, connection::Connection, record::RequestRecord},
     trace::{SpanId, TRACEPARENT, Trace},
+    written,
 };
 
 /// What the gateway says of the request to the upstream.
@@ -51,13 +52,15 @@ pub fn request(
     }
     let named = named_by_connection(head.headers, head.names_lines);
     let mut chained = false;
+    let mut run = Run::of(head.raw);
     for header in head.headers {
         if is_hop_by_hop(header.name, named) || is_ours(header.name, forwarded) {
             chained |= header.name.eq_ignore_ascii_case("x-forwarded-for");
             continue;
         }
-        line(out, header);
+        run.line(out, header);
     }
+    run.end(out);
     let chain = head
         .headers
         .iter()
@@ -120,8 +123,8 @@ fn ours<'c>(
             out.extend_from_slice(before);
             out.extend_from_slice(b", ");
         }
-        // Writing to memory cannot fail.
-        let _ = write!(out, "{client}\r\n");
+        written::address(out, client);
+        out.extend_from_slice(b"\r\n");
     }
     let protocol = if forwarded.tls { "https" } else { "http" };
     text_line(out, "x-forwarded-proto", protocol);
@@ -148,14 +151,19 @@ pub fn set_span(head: &mut [u8], at: usize, span: SpanId) {
 
 /// Writes the response head for the client. With `close` it says that nothing follows.
 pub fn response(out: &mut Vec<u8>, head: &ResponseHead<'_, '_>, close: bool) {
-    // Writing to memory cannot fail.
-    let _ = write!(out, "HTTP/1.1 {} {}\r\n", head.status, head.reason);
+    out.extend_from_slice(b"HTTP/1.1 ");
+    out.extend_from_slice(itoa::Buffer::new().format(head.status).as_bytes());
+    for part in [" ", head.reason, "\r\n"] {
+        out.extend_from_slice(part.as_bytes());
+    }
     let named = named_by_connection(head.headers, head.names_lines);
+    let mut run = Run::of(head.raw);
     for header in head.headers {
         if !is_hop_by_hop(header.name, named) {
-            line(out, header);
+            run.line(out, header);
         }
     }
+    run.end(out);
     if head.framing == Framing::Chunked {
         text_line(out, "transfer-encoding", "chunked");
     }
@@ -189,11 +197,50 @@ fn is_ours(name: &str, forwarded: &Forwarded<'_>) -> bool {
     }
 }
 
-fn line(out: &mut Vec<u8>, header: &Header<'_>) {
-    out.extend_from_slice(header.name.as_bytes());
-    out.extend_from_slice(b": ");
-    out.extend_from_slice(header.value);
-    out.extend_from_slice(b"\r\n");
+/// Lines that go on as they stand and follow one another: copied in one piece.
+struct Run<'b> {
+    head: &'b [u8],
+    /// What is to be copied.
+    from: usize,
+    to: usize,
+}
+
+impl<'b> Run<'b> {
+    fn of(head: &'b [u8]) -> Self {
+        Self {
+            head,
+            from: 0,
+            to: 0,
+        }
+    }
+
+    fn line(&mut self, out: &mut Vec<u8>, header: &Header<'_>) {
+        // Both are slices of the head; anything else fails the comparison below.
+        let at = |part: &[u8]| (part.as_ptr() as usize).wrapping_sub(self.head.as_ptr() as usize);
+        let (name, value) = (at(header.name.as_bytes()), at(header.value));
+        let end = value.wrapping_add(header.value.len());
+        // As the other lane writes it: one space after the colon, none at the end.
+        let is_plain = value == name.wrapping_add(header.name.len() + 2)
+            && self.head.get(end..end.wrapping_add(2)) == Some(b"\r\n")
+            && self.head.get(value.wrapping_sub(2)..value) == Some(b": ");
+        if is_plain && name == self.to {
+            self.to = end + 2;
+            return;
+        }
+        self.end(out);
+        if is_plain {
+            (self.from, self.to) = (name, end + 2);
+        } else {
+            for part in [header.name.as_bytes(), b": ", header.value, b"\r\n"] {
+                out.extend_from_slice(part);
+            }
+        }
+    }
+
+    fn end(&mut self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.head[self.from..self.to]);
+        (self.from, self.to) = (0, 0);
+    }
 }
 
 fn text_line(out: &mut Vec<u8>, name: &str, value: &str) {

@@ -3,15 +3,23 @@
 //! Nothing is repaired. A head that RFC 9112 calls ambiguous or malformed is an error, and the
 //! connection it came on is closed: what follows on it has no certain beginning.
 
-use httparse::{Header, Status};
+use std::mem::MaybeUninit;
+
+use httparse::{Header, ParserConfig, Status};
 
 /// Most bytes of a head, request or response.
 pub const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Most header lines.
 pub const HEADERS_MAX: usize = 128;
 
-/// Room for the parser's slices, on the caller's stack.
-pub type Lines<'b> = [Header<'b>; HEADERS_MAX];
+/// Room for the parser's slices, on the caller's stack. Not filled: most heads have ten lines.
+pub type Lines<'b> = [MaybeUninit<Header<'b>>; HEADERS_MAX];
+
+/// Fresh room.
+#[must_use]
+pub const fn room<'b>() -> Lines<'b> {
+    [const { MaybeUninit::uninit() }; HEADERS_MAX]
+}
 
 /// Where a message's body ends (RFC 9112, section 6.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +81,8 @@ pub struct RequestHead<'h, 'b> {
     pub headers: &'h [Header<'b>],
     /// Bytes of the head.
     pub bytes: usize,
+    /// The head as sent.
+    pub raw: &'b [u8],
     /// The body.
     pub framing: Framing,
     /// The client may send another request on the connection.
@@ -93,8 +103,9 @@ pub fn request<'h, 'b>(
     bytes: &'b [u8],
     lines: &'h mut Lines<'b>,
 ) -> Result<Option<RequestHead<'h, 'b>>, HeadError> {
-    let mut parsed = httparse::Request::new(lines);
-    let length = match parsed.parse(bytes).map_err(HeadError::Malformed)? {
+    let mut parsed = httparse::Request::new(&mut []);
+    let read = parsed.parse_with_uninit_headers(bytes, lines);
+    let length = match read.map_err(HeadError::Malformed)? {
         Status::Partial if bytes.len() >= HEAD_BYTES_MAX => return Err(HeadError::TooLong),
         Status::Partial => return Ok(None),
         Status::Complete(length) => length,
@@ -130,6 +141,7 @@ pub fn request<'h, 'b>(
         host,
         headers,
         bytes: length,
+        raw: &bytes[..length],
         framing,
         keep_alive: !form.close && (!old || form.keep_alive),
         names_lines: form.names_lines,
@@ -149,6 +161,8 @@ pub struct ResponseHead<'h, 'b> {
     pub headers: &'h [Header<'b>],
     /// Bytes of the head.
     pub bytes: usize,
+    /// The head as sent.
+    pub raw: &'b [u8],
     /// The body.
     pub framing: Framing,
     /// The upstream may be asked again on the connection.
@@ -166,8 +180,10 @@ pub fn response<'h, 'b>(
     lines: &'h mut Lines<'b>,
     to_head: bool,
 ) -> Result<Option<ResponseHead<'h, 'b>>, HeadError> {
-    let mut parsed = httparse::Response::new(lines);
-    let length = match parsed.parse(bytes).map_err(HeadError::Malformed)? {
+    let mut parsed = httparse::Response::new(&mut []);
+    let read =
+        ParserConfig::default().parse_response_with_uninit_headers(&mut parsed, bytes, lines);
+    let length = match read.map_err(HeadError::Malformed)? {
         Status::Partial if bytes.len() >= HEAD_BYTES_MAX => return Err(HeadError::TooLong),
         Status::Partial => return Ok(None),
         Status::Complete(length) => length,
@@ -200,6 +216,7 @@ pub fn response<'h, 'b>(
         reason: parsed.reason.unwrap_or(""),
         headers,
         bytes: length,
+        raw: &bytes[..length],
         framing,
         keep_alive: persistent && framing != Framing::UntilClose,
         names_lines: form.names_lines,
@@ -267,12 +284,12 @@ pub fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
 /// The parser takes a bare LF for a line's end; another parser may not, and then the two read
 /// different requests (RFC 9112, section 2.2 allows the leniency, and smuggling lives on it).
 fn no_bare_lf(head: &[u8]) -> Result<(), HeadError> {
-    for at in memchr::memchr_iter(b'\n', head) {
-        if at == 0 || head[at - 1] != b'\r' {
-            return Err(HeadError::BareLf);
-        }
-    }
-    Ok(())
+    // All of it without a branch, many bytes at a time: there is hardly ever one.
+    let pairs = head.iter().zip(head.iter().skip(1));
+    let bare = pairs.fold(head.first() == Some(&b'\n'), |any, (before, byte)| {
+        any | (*byte == b'\n') & (*before != b'\r')
+    });
+    if bare { Err(HeadError::BareLf) } else { Ok(()) }
 }
 
 /// True for lines that concern one connection only and are never forwarded (RFC 9110, section
@@ -299,14 +316,14 @@ mod tests {
     use super::*;
 
     fn framing_of(text: &str) -> Result<Framing, HeadError> {
-        let mut lines = [httparse::EMPTY_HEADER; HEADERS_MAX];
+        let mut lines = room();
         Ok(request(text.as_bytes(), &mut lines)?.unwrap().framing)
     }
 
     #[test]
     fn a_request_is_read_in_one_go() {
         let text = b"GET /a?b=c HTTP/1.1\r\nHost: shop.example\r\nX-Tenant: acme\r\n\r\nNEXT";
-        let mut lines = [httparse::EMPTY_HEADER; HEADERS_MAX];
+        let mut lines = room();
         let head = request(text, &mut lines).unwrap().unwrap();
         assert_eq!((head.method, head.target), ("GET", "/a?b=c"));
         assert_eq!(head.host, Some("shop.example"));
@@ -321,7 +338,7 @@ mod tests {
     fn every_prefix_needs_more() {
         let text = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n";
         for end in 0..text.len() {
-            let mut lines = [httparse::EMPTY_HEADER; HEADERS_MAX];
+            let mut lines = room();
             assert!(
                 request(&text[..end], &mut lines).unwrap().is_none(),
                 "{end}"
@@ -384,7 +401,7 @@ mod tests {
     #[test]
     fn a_head_without_end_is_refused() {
         let long = format!("GET / HTTP/1.1\r\nX: {}", "y".repeat(HEAD_BYTES_MAX));
-        let mut lines = [httparse::EMPTY_HEADER; HEADERS_MAX];
+        let mut lines = room();
         assert_eq!(
             request(long.as_bytes(), &mut lines).unwrap_err(),
             HeadError::TooLong
@@ -405,7 +422,7 @@ mod tests {
                 true,
             ),
         ] {
-            let mut lines = [httparse::EMPTY_HEADER; HEADERS_MAX];
+            let mut lines = room();
             let head = request(text.as_bytes(), &mut lines).unwrap().unwrap();
             assert_eq!(head.keep_alive, keeps, "{text}");
         }
@@ -452,13 +469,13 @@ mod tests {
                 true,
             ),
         ] {
-            let mut lines = [httparse::EMPTY_HEADER; HEADERS_MAX];
+            let mut lines = room();
             let head = response(text.as_bytes(), &mut lines, to_head)
                 .unwrap()
                 .unwrap();
             assert_eq!((head.framing, head.keep_alive), (framing, keeps), "{text}");
         }
-        let mut lines = [httparse::EMPTY_HEADER; HEADERS_MAX];
+        let mut lines = room();
         let switched = response(b"HTTP/1.1 101 Switching\r\n\r\n", &mut lines, false);
         assert_eq!(switched.unwrap_err(), HeadError::Status(101));
     }
@@ -467,7 +484,7 @@ mod tests {
     fn what_concerns_the_connection_is_not_forwarded() {
         let text =
             b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close, X-Private\r\nX-Private: 1\r\n\r\n";
-        let mut lines = [httparse::EMPTY_HEADER; HEADERS_MAX];
+        let mut lines = room();
         let head = request(text, &mut lines).unwrap().unwrap();
         let forwarded: Vec<&str> = head
             .headers

@@ -1,10 +1,10 @@
 //! Upstream connections kept by the worker that made them: no lock is contended and no wake-up
 //! crosses a processor.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher, Hash, Hasher};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd as _;
 use std::pin::Pin;
 use std::sync::{
@@ -14,6 +14,7 @@ use std::sync::{
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
+use ahash::HashMap;
 use pingora::protocols::SocketDigest;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -38,6 +39,16 @@ thread_local! {
 pub struct Counted {
     stream: TcpStream,
     sent: Arc<AtomicU64>,
+}
+
+impl Counted {
+    /// Whether there is something to read, or the end.
+    ///
+    /// # Errors
+    /// The runtime is shutting down.
+    pub fn poll_read_ready(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream.poll_read_ready(context)
+    }
 }
 
 impl AsyncRead for Counted {
@@ -136,8 +147,13 @@ impl Eq for PoolKey {}
 
 impl Hash for PoolKey {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.peer.hash(state);
-        Arc::as_ptr(&self.upstream).hash(state);
+        // Two words: the standard hash of an address is a dozen.
+        let ip = match self.peer.ip() {
+            IpAddr::V4(v4) => v4.to_bits().into(),
+            IpAddr::V6(v6) => v6.to_bits(),
+        };
+        state.write_u128(ip);
+        state.write_usize(Arc::as_ptr(&self.upstream) as usize ^ usize::from(self.peer.port()));
     }
 }
 

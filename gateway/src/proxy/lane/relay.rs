@@ -1,16 +1,15 @@
 //! The rest of a response body, from the upstream's socket to the client's.
 
 use std::io;
-use std::task::Poll;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::time::Sleep;
 
 use super::buffers::{BUFFER_BYTES, Buffer};
 use super::chunks::{ChunkError, Chunks};
 use super::head::Framing;
 use super::pool::Counted;
+use super::timer::Timer;
 
 /// How much of a body is still to come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,7 +116,7 @@ pub async fn body<W>(
     to: &mut W,
     remaining: &mut Remaining,
     buffer: &mut Buffer,
-    patience: Patience,
+    (patience, timer): (Patience, &mut Timer),
     mut moved: impl FnMut(u64),
 ) -> Result<bool, RelayError>
 where
@@ -125,7 +124,8 @@ where
 {
     while !remaining.is_done() {
         buffer.bytes.clear();
-        let read = within(patience.read, from.read_buf(&mut buffer.bytes))
+        let read = timer
+            .within(patience.read, from.read_buf(&mut buffer.bytes))
             .await
             .map_err(RelayError::Upstream)?;
         if read == 0 {
@@ -138,7 +138,8 @@ where
         let taken = remaining
             .take(&buffer.bytes)
             .map_err(|error| RelayError::Upstream(io::Error::other(error)))?;
-        within(patience.write, to.write_all(&buffer.bytes[..taken]))
+        timer
+            .within(patience.write, to.write_all(&buffer.bytes[..taken]))
             .await
             .map_err(RelayError::Client)?;
         moved(remaining.payload());
@@ -148,32 +149,4 @@ where
         }
     }
     Ok(true)
-}
-
-/// An operation that may not take longer. Most are over at once: the clock is read, and a timer
-/// set, only for one that is not.
-///
-/// # Errors
-/// The operation's, or `TimedOut`.
-pub async fn within<T>(
-    limit: Duration,
-    operation: impl Future<Output = io::Result<T>>,
-) -> io::Result<T> {
-    let mut operation = std::pin::pin!(operation);
-    let mut timer = std::pin::pin!(None::<Sleep>);
-    std::future::poll_fn(|context| {
-        if let Poll::Ready(result) = operation.as_mut().poll(context) {
-            return Poll::Ready(result);
-        }
-        if timer.is_none() {
-            timer.set(Some(tokio::time::sleep(limit)));
-        }
-        let Some(timer) = timer.as_mut().as_pin_mut() else {
-            return Poll::Pending;
-        };
-        timer
-            .poll(context)
-            .map(|()| Err(io::Error::from(io::ErrorKind::TimedOut)))
-    })
-    .await
 }

@@ -1,6 +1,7 @@
 //! One client connection on the lean lane: request by request, until one needs the full lane.
 
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,9 +12,10 @@ use super::admit::Head;
 use super::buffers::{self, Buffer};
 use super::exchange::{Answer, Failure, HEADROOM, Outbound, upstream_is_done};
 use super::forward::{self, Forwarded};
-use super::head::{self, Framing, HEADERS_MAX, HeadError};
+use super::head::{self, Framing, HeadError};
 use super::pool::Pools;
-use super::relay::{self, Remaining, within};
+use super::relay::{self, Patience, Remaining};
+use super::timer::Timer;
 use crate::{
     config::{Limits, ListenerIndex},
     owner::Quality,
@@ -73,6 +75,19 @@ struct Client<'a> {
     stream: &'a mut Stream,
     connection: Arc<Connection>,
     tracked: Option<Tracked>,
+    timer: Timer,
+}
+
+impl Client<'_> {
+    async fn write(&mut self, patience: Patience, bytes: &[u8]) -> io::Result<()> {
+        let write = self.stream.write_all(bytes);
+        self.timer.within(patience.write, write).await
+    }
+
+    async fn flush(&mut self, patience: Patience) -> io::Result<()> {
+        let flush = self.stream.flush();
+        self.timer.within(patience.write, flush).await
+    }
 }
 
 /// How a request left the connection.
@@ -125,13 +140,20 @@ impl Lane {
             stream,
             connection: Arc::clone(connection),
             tracked,
+            timer: Timer::default(),
         };
-        let mut shutdown = shutdown.clone();
+        // Asked for once: whoever waits for it is on its list as long as the connection lives.
+        let mut stopping = shutdown.clone();
+        let mut stop = std::pin::pin!(async {
+            if stopping.wait_for(|stop| *stop).await.is_ok() {
+                tokio::time::sleep(LAST_REQUEST).await;
+            }
+        });
         let mut carried = None;
         loop {
             let buffer = match carried.take() {
                 Some(buffer) => buffer,
-                None => self.idle(&mut client, stay.wait(), &mut shutdown).await?,
+                None => self.idle(&mut client, stay.wait(), stop.as_mut()).await?,
             };
             let draining = *shutdown.borrow() || stay.is_over();
             // In a box of its own: an idle connection keeps none of it.
@@ -152,14 +174,10 @@ impl Lane {
         &self,
         client: &mut Client<'_>,
         wait: Duration,
-        shutdown: &mut ShutdownWatch,
+        stop: Pin<&mut impl Future<Output = ()>>,
     ) -> Option<Buffer> {
-        let first = within(wait, buffers::first_bytes(client.stream.as_mut()));
-        let stop = async {
-            if shutdown.wait_for(|stop| *stop).await.is_ok() {
-                tokio::time::sleep(LAST_REQUEST).await;
-            }
-        };
+        let first = buffers::first_bytes(client.stream.as_mut());
+        let first = client.timer.within(wait, first);
         tokio::select! {
             biased;
             first = first => first.ok().flatten(),
@@ -235,7 +253,7 @@ impl Lane {
         if client.connection.refusal().is_some() {
             return Plan::Full;
         }
-        let mut lines = [httparse::EMPTY_HEADER; HEADERS_MAX];
+        let mut lines = head::room();
         let head = match head::request(bytes, &mut lines) {
             Ok(Some(head)) => head,
             Ok(None) => return Plan::More,
@@ -296,7 +314,7 @@ impl Lane {
             mut connection,
             key,
             read: mut answer,
-        } = match self.answer(&mut request.out).await {
+        } = match self.answer(&mut request.out, &mut client.timer).await {
             Ok(found) => found,
             Err(failure) => return self.refuse(client, request, failure).await,
         };
@@ -305,7 +323,7 @@ impl Lane {
             let from = HEADROOM;
             let mut out = Buffer::take();
             let step = {
-                let mut lines = [httparse::EMPTY_HEADER; HEADERS_MAX];
+                let mut lines = head::room();
                 match head::response(&answer.bytes[from..], &mut lines, request.to_head) {
                     Ok(None) => None,
                     Err(error) => {
@@ -328,7 +346,7 @@ impl Lane {
             };
             let Some((status, head_bytes, framing, reusable, keep_alive)) = step else {
                 let more = connection.stream.read_buf(&mut answer.bytes);
-                match within(patience.read, more).await {
+                match client.timer.within(patience.read, more).await {
                     Ok(1..) => continue,
                     Ok(0) => {
                         let failure = Failure::bad_gateway("closed inside its head".into());
@@ -338,8 +356,8 @@ impl Lane {
                 }
             };
             if status < 200 {
-                within(patience.write, client.stream.write_all(&out.bytes)).await?;
-                within(patience.write, client.stream.flush()).await?;
+                client.write(patience, &out.bytes).await?;
+                client.flush(patience).await?;
                 answer.bytes.drain(from..from + head_bytes);
                 continue;
             }
@@ -358,15 +376,10 @@ impl Lane {
             if out.bytes.len() <= body_from {
                 let start = body_from - out.bytes.len();
                 answer.bytes[start..body_from].copy_from_slice(&out.bytes);
-                within(
-                    patience.write,
-                    client.stream.write_all(&answer.bytes[start..]),
-                )
-                .await?;
+                client.write(patience, &answer.bytes[start..]).await?;
             } else {
-                within(patience.write, client.stream.write_all(&out.bytes)).await?;
-                let body = &answer.bytes[body_from..];
-                within(patience.write, client.stream.write_all(body)).await?;
+                client.write(patience, &out.bytes).await?;
+                client.write(patience, &answer.bytes[body_from..]).await?;
             }
             request.out.record.response_body = PayloadBytes(remaining.payload());
             break (remaining, reusable && clean, keep_alive);
@@ -382,7 +395,7 @@ impl Lane {
                 client.stream.as_mut(),
                 &mut remaining,
                 &mut answer,
-                patience,
+                (patience, &mut client.timer),
                 |payload| record.response_body = PayloadBytes(payload),
             )
             .await;
@@ -395,7 +408,7 @@ impl Lane {
         if reusable {
             self.keep(&request.out, connection, key);
         }
-        within(patience.write, client.stream.flush()).await?;
+        client.flush(patience).await?;
         Ok(keep_alive)
     }
 

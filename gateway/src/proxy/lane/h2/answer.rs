@@ -18,9 +18,10 @@ use crate::{
             buffers::BUFFER_BYTES,
             exchange::{Answer, Failure, HEADROOM, upstream_is_done},
             forward::named_by_connection,
-            head::{self, Framing, HEADERS_MAX, ResponseHead, is_hop_by_hop},
+            head::{self, Framing, ResponseHead, is_hop_by_hop},
             pool::UpstreamConnection,
-            relay::{Patience, within},
+            relay::Patience,
+            timer::Timer,
         },
         record::RequestRecord,
     },
@@ -42,6 +43,7 @@ impl Client<'_> {
         planned: &mut Planned,
         answer: Answer,
         respond: &mut SendResponse<Bytes>,
+        timer: &mut Timer,
     ) -> Result<(), Broken> {
         let patience = planned.out.patience();
         let Answer {
@@ -62,7 +64,8 @@ impl Client<'_> {
                 }
                 Ok(Some(head)) => break head,
                 Ok(None) => {
-                    let more = within(patience.read, connection.stream.read_buf(&mut read.bytes));
+                    let more =
+                        timer.within(patience.read, connection.stream.read_buf(&mut read.bytes));
                     let failure = match unless_reset(|cx| respond.poll_reset(cx), more).await {
                         None => return Err(gave_up()),
                         Some(Ok(1..)) => continue,
@@ -100,7 +103,13 @@ impl Client<'_> {
             let last = body.is_done() && trailers.is_none();
             self.send(&mut stream, record, taken.payload, last).await?;
             let again = self
-                .relay(&mut connection, &mut body, &mut stream, record, patience)
+                .relay(
+                    &mut connection,
+                    &mut body,
+                    &mut stream,
+                    record,
+                    (patience, timer),
+                )
                 .await?;
             reusable &= again;
         }
@@ -128,13 +137,13 @@ impl Client<'_> {
         body: &mut Body,
         stream: &mut SendStream<Bytes>,
         record: &mut RequestRecord,
-        patience: Patience,
+        (patience, timer): (Patience, &mut Timer),
     ) -> Result<bool, Broken> {
         let mut clean = true;
         let mut buffer = BytesMut::new();
         while !body.is_done() {
-            buffer.reserve(BUFFER_BYTES / 4);
-            let more = within(patience.read, connection.stream.read_buf(&mut buffer));
+            buffer.reserve(BUFFER_BYTES / 8);
+            let more = timer.within(patience.read, connection.stream.read_buf(&mut buffer));
             let read = unless_reset(|cx| stream.poll_reset(cx), more)
                 .await
                 .ok_or_else(gave_up)?
@@ -253,7 +262,7 @@ fn gave_up() -> Broken {
 
 /// Reads a head; None when more of it must come.
 fn parse(bytes: &[u8], to_head: bool) -> Result<Option<Final>, String> {
-    let mut lines = [httparse::EMPTY_HEADER; HEADERS_MAX];
+    let mut lines = head::room();
     let Some(head) = head::response(bytes, &mut lines, to_head).map_err(|e| e.to_string())? else {
         return Ok(None);
     };

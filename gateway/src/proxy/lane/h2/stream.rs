@@ -13,6 +13,7 @@ use http::{Method, Request, header, request::Parts};
 use pingora::{apps::HttpServerApp as _, protocols::http::ServerSession};
 
 use super::{Client, broken, session::Session};
+use crate::proxy::lane::timer::Timer;
 use crate::{
     owner::Quality,
     proxy::lane::{
@@ -124,13 +125,17 @@ impl Client<'_> {
             respond.send_reset(Reason::CANCEL);
             return;
         }
-        let asked = self.lane.answer(&mut planned.out);
+        let mut timer = Timer::default();
+        let asked = self.lane.answer(&mut planned.out, &mut timer);
         let Some(answer) = unless_reset(|cx| respond.poll_reset(cx), asked).await else {
             planned.out.record.error = Some("the client has given up".into());
             return;
         };
         let answered = match answer {
-            Ok(answer) => self.answer(&mut planned, answer, &mut respond).await,
+            Ok(answer) => {
+                self.answer(&mut planned, answer, &mut respond, &mut timer)
+                    .await
+            }
             Err(failure) => self.refuse(&mut planned, failure, &mut respond).await,
         };
         let error = match answered {
