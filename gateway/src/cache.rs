@@ -201,9 +201,12 @@ impl Store {
         self.remember(key, object);
     }
 
-    fn remove(&self, key: &str) -> bool {
+    async fn remove(&self, key: &str) -> bool {
         let in_memory = self.memory().remove(key);
-        let on_disk = self.disk.as_ref().is_some_and(|disk| disk.remove(key));
+        let on_disk = match &self.disk {
+            Some(disk) => Arc::clone(disk).remove(key.to_owned()).await,
+            None => false,
+        };
         in_memory || on_disk
     }
 
@@ -247,7 +250,7 @@ impl Storage for Store {
         _: PurgeType,
         _: &SpanHandle,
     ) -> Result<PurgeOutcome> {
-        if self.remove(&target.key().combined()) {
+        if self.remove(&target.key().combined()).await {
             return Ok(PurgeOutcome::Purged(None));
         }
         Ok(PurgeOutcome::NotFound)

@@ -200,24 +200,21 @@ impl Collector {
             .map_or(0, |since| since.as_secs().cast_signed());
         // After the counters: an interface has its name before it counts.
         let interfaces = &self.kernel.names.snapshot();
+        // After them as well: an owner waits to be stored before its number is used.
+        if let Err(error) = self.shared.meter.write_names() {
+            self.claims.put_back(&claims);
+            return Err(self.failed(error.to_string()));
+        }
         // The poster keeps the claims until they are committed.
         let posted = self
             .poster
             .post(&counters, &claims, unix_seconds, interfaces);
         if let Some(error) = &posted.failure {
             let error = error.to_string();
-            // Ten times a second the same line says no more.
-            if self.failing.as_ref() != Some(&error) {
-                log::error!("{error}; metering goes on, a later tick posts these bytes");
-                self.failing = Some(error.clone());
-            }
             if posted.postings.is_empty() {
-                self.publish(|view| {
-                    view.commit_failures += 1;
-                    view.ledger_error = Some(error.clone());
-                });
-                return Err(error);
+                return Err(self.failed(error));
             }
+            self.say_failing(&error);
         }
         if posted.failure.is_none() && self.failing.take().is_some() {
             log::info!("the ledger is written again; everything is posted");
@@ -259,6 +256,24 @@ impl Collector {
         posted
             .failure
             .map_or(Ok(()), |error| Err(error.to_string()))
+    }
+
+    /// Nothing could be posted.
+    fn failed(&mut self, error: String) -> String {
+        self.say_failing(&error);
+        self.publish(|view| {
+            view.commit_failures += 1;
+            view.ledger_error = Some(error.clone());
+        });
+        error
+    }
+
+    fn say_failing(&mut self, error: &str) {
+        // Ten times a second the same line says no more.
+        if self.failing.as_deref() != Some(error) {
+            log::error!("{error}; metering goes on, a later tick posts these bytes");
+            self.failing = Some(error.to_owned());
+        }
     }
 
     /// Goes on through the flow table: flows that are over go, and the pools are told how the

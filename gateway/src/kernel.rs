@@ -11,6 +11,7 @@ mod devices;
 pub mod diag;
 pub mod events;
 mod expiry;
+mod journal;
 mod layout;
 mod maps;
 mod namespaces;
@@ -39,6 +40,7 @@ pub use attach::{AttachMode, AttachedLink, remove_clsact};
 pub use classes::ClassMap;
 pub use devices::{Device, Framing, devices};
 pub use expiry::{FlowWalk, PROTOCOLS, is_over_row, protocol};
+pub use journal::OwnerJournal;
 pub use layout::KernelTypes;
 pub use maps::{EndpointMap, Maps, NamedEndpoint, Reading, unaccounted};
 pub use namespaces::Namespaces;
@@ -108,6 +110,8 @@ pub struct Kernel {
     pub flows: OwnedFd,
     /// Number of slots really there (a pinned map keeps its size).
     pub slots_len: u32,
+    /// Where new owners wait for the ledger; None once the owners have it.
+    pub journal: Option<OwnerJournal>,
     /// Names of interfaces, by their number in the maps.
     pub names: Arc<InterfaceNames>,
     /// Numbers of network namespaces.
@@ -191,7 +195,17 @@ impl Kernel {
             .ok_or_else(|| map_error(name::NAMESPACES, "not in the object"))?
             .try_into()
             .map_err(|error| map_error(name::NAMESPACES, error))?;
+        let journal = match OwnerJournal::open(pins.as_ref()) {
+            Ok(journal) => Some(journal),
+            Err(error) => {
+                notices.push(format!(
+                    "{error}: the first request of a new tenant waits for the ledger"
+                ));
+                None
+            }
+        };
         Ok(Self {
+            journal,
             maps,
             flows,
             slots: own(&slots, name::SLOTS)?,

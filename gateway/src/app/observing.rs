@@ -107,7 +107,7 @@ impl Site<'_> {
         let watch = Some(kernel.watch()?);
         let slots = open(&kernel.slots, socket_slots, flows, kernel.slots_len)
             .context("cannot map the connection slots")?;
-        begin_epoch(&kernel, &slots, self.ledger, self.owners, self.classes)?;
+        begin_epoch(&mut kernel, &slots, self.ledger, self.owners, self.classes)?;
         let classes = number_classes(self.config, self.classes)?;
         let meter = Meter::new(
             Some(Arc::clone(&slots)),
@@ -209,7 +209,7 @@ pub(super) fn name_beside(reloader: &Reloader, drained: &Arc<()>) -> anyhow::Res
 /// Ties the ledger to the kernel's counters before anything new is counted: what they held under
 /// another ledger is not posted to this one, and the numbers they bear are not given again.
 fn begin_epoch(
-    kernel: &Kernel,
+    kernel: &mut Kernel,
     slots: &Slots,
     ledger: &Ledger,
     owners: &Owners,
@@ -221,11 +221,15 @@ fn begin_epoch(
         interfaces: reading.interfaces,
     };
     let used = opening != Watermarks::default();
-    if ledger.begin_epoch(&kernel.epoch, &opening)? && used {
+    let begun = ledger.begin_epoch(&kernel.epoch, &opening)?;
+    if begun && used {
         log::warn!(
             "the kernel's counters belong to another ledger: this one begins with what they gain \
              from now on"
         );
+    }
+    if let Some(journal) = kernel.journal.take() {
+        owners.keep_in(Box::new(journal), begun)?;
     }
     let (owner, class) = kernel.maps.highest_numbers()?;
     owners.start_above(owner.max(slots.highest_owner()));

@@ -89,7 +89,7 @@ impl Disk {
         match read {
             Ok(Ok(object)) => Some(object),
             _ => {
-                self.remove(&key);
+                self.remove(key).await;
                 None
             }
         }
@@ -152,11 +152,12 @@ impl Disk {
         }
     }
 
-    /// Whether there was one.
-    pub fn remove(&self, key: &str) -> bool {
-        let known = self.index().remove(key);
+    /// Whether there was one. The file goes on a thread that may block.
+    pub async fn remove(self: Arc<Self>, key: String) -> bool {
+        let known = self.index().remove(&key);
         if known {
-            let _ = fs::remove_file(self.path(key));
+            let path = self.path(&key);
+            let _ = tokio::task::spawn_blocking(move || fs::remove_file(path)).await;
         }
         known
     }

@@ -12,9 +12,10 @@ use flow_abi::{
     InterfaceCells, SCHEMA, Slot, SocketSlot, name,
 };
 
-use super::Options;
+use super::{Options, journal};
+use crate::owner::Entry;
 
-/// Maps that outlive the process.
+/// Maps of the object that outlive the process.
 pub(super) const PINNED: [&str; 10] = [
     name::FLOWS,
     name::ACCOUNTS,
@@ -322,8 +323,8 @@ impl MapLayout {
     }
 }
 
-/// Every map of [`PINNED`].
-pub(super) fn layouts() -> [MapLayout; PINNED.len()] {
+/// Every map of [`PINNED`], and the one that is no program's.
+pub(super) fn layouts() -> [MapLayout; PINNED.len() + 1] {
     let of = |name, kind, sizes| MapLayout { name, kind, sizes };
     let flows = SizeOf::of::<FlowKey, FlowCounters>();
     let endpoints = SizeOf::of::<EndpointKey, Endpoint>();
@@ -362,6 +363,7 @@ pub(super) fn layouts() -> [MapLayout; PINNED.len()] {
             SizeOf::of::<u32, Cell>(),
         ),
         of(name::NAMESPACES, MapType::Hash, SizeOf::of::<u64, u32>()),
+        of(journal::NAME, MapType::Array, SizeOf::of::<u32, Entry>()),
     ]
 }
 

@@ -428,25 +428,14 @@ impl Ledger {
 }
 
 impl OwnerStore for Ledger {
-    fn store(&self, id: OwnerId, owner: &Owner) -> Result<(), StoreError> {
+    fn store(&self, owners: &[(OwnerId, Owner)]) -> Result<(), StoreError> {
         let gateway = self.inner.gateway;
         self.write(|statements| {
-            statements.execute(
-                "INSERT INTO owner VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
-                values![
-                    gateway,
-                    id.0,
-                    owner.kind.as_str(),
-                    owner.leg.as_str(),
-                    &owner.endpoint,
-                    &owner.route,
-                    &owner.service,
-                    &owner.tenant,
-                    owner.quality.as_str(),
-                ],
-            )
+            for (id, owner) in owners {
+                store_owner(statements, gateway, *id, owner)?;
+            }
+            Ok(())
         })
-        .map(|_| ())
         .map_err(|error| StoreError(error.to_string()))
     }
 
@@ -516,6 +505,43 @@ fn number_among_many(database: &mut dyn Database, name: &str) -> Result<i64, Sql
             Err(_) if attempts < 5 => {}
             other => return other,
         }
+    }
+}
+
+/// A number that is stored keeps its meaning.
+fn store_owner(
+    statements: &mut dyn Statements,
+    gateway: i64,
+    id: OwnerId,
+    new: &Owner,
+) -> Result<(), SqlError> {
+    let stored = statements.one(
+        "SELECT kind, leg, endpoint, route, service, tenant, quality FROM owner
+         WHERE gateway = ?1 AND id = ?2",
+        values![gateway, id.0],
+    )?;
+    match stored {
+        Some(row) if owner(&row, 0)? == *new => Ok(()),
+        Some(_) => Err(SqlError::new(
+            Fault::Other,
+            format!("owner {} is stored already, with another meaning", id.0),
+        )),
+        None => statements
+            .execute(
+                "INSERT INTO owner VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+                values![
+                    gateway,
+                    id.0,
+                    new.kind.as_str(),
+                    new.leg.as_str(),
+                    &new.endpoint,
+                    &new.route,
+                    &new.service,
+                    &new.tenant,
+                    new.quality.as_str(),
+                ],
+            )
+            .map(drop),
     }
 }
 

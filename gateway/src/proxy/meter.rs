@@ -202,8 +202,17 @@ impl Meter {
         open
     }
 
-    /// The owner of a request's bytes on one leg. A tenant seen for the first time is stored
-    /// before its bytes are counted, which takes a disk write; None when that fails.
+    /// Stores the names of owners that are new since the last time: before their first bytes are
+    /// posted. Blocks on the ledger.
+    ///
+    /// # Errors
+    /// The ledger cannot be written.
+    pub fn write_names(&self) -> Result<(), crate::owner::StoreError> {
+        self.owners.write_out()
+    }
+
+    /// The owner of a request's bytes on one leg. A tenant seen for the first time is kept before
+    /// its bytes are counted; None when it cannot be.
     pub fn route_owner(
         &self,
         table: &EndpointTable,

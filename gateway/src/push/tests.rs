@@ -242,7 +242,7 @@ impl<'b> World<'b> {
                 tenant: format!("tenant-{route}"),
                 ..Owner::connection(OwnerKind::Route, Leg::Client, "public")
             };
-            ledger.store(OwnerId(route), &owner).unwrap();
+            ledger.store(&[(OwnerId(route), owner)]).unwrap();
         }
         ledger.push_to(vec![config.outbox()]);
         let sender = Sender::new(&config).unwrap();

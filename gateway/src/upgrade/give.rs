@@ -147,6 +147,7 @@ impl Giver {
         if parts.taken.as_ref().is_some_and(|taken| !taken.is_over()) {
             return Err(UpgradeError::PredecessorDrains);
         }
+        let mut numbers = SharedNumbers::begin(&parts.owners)?;
         let (channel, theirs) = Channel::pair()?;
         let mut new = NewProcess::start(&self.program, &parts.config, theirs)?;
         log::info!("upgrade: process {} gets ready", new.child.id());
@@ -159,6 +160,7 @@ impl Giver {
             return Err(error);
         }
         release.is_final = true;
+        numbers.is_final = true;
         let pid = new.child.id();
         new.is_done = true;
         parts.duties.hand_on(Box::new(move |claims: &[Claim]| {
@@ -289,7 +291,6 @@ struct Release<'a> {
 impl<'a> Release<'a> {
     fn new(parts: &'a GiverParts) -> Result<Self, UpgradeError> {
         parts.reloader.freeze(true);
-        parts.owners.share(true);
         let mut release = Self {
             parts,
             slots: Vec::new(),
@@ -330,11 +331,39 @@ impl Drop for Release<'_> {
         crate::systemd::serving_still();
         parts.reloader.freeze(false);
         parts.duties.take_up();
+    }
+}
+
+/// Two processes give numbers: the store decides about each, so that nothing waits in a journal
+/// that the other one does not read. Dropped after the new process unless it serves.
+struct SharedNumbers<'a> {
+    owners: &'a Owners,
+    is_final: bool,
+}
+
+impl<'a> SharedNumbers<'a> {
+    fn begin(owners: &'a Owners) -> Result<Self, UpgradeError> {
+        owners.share(true);
+        let numbers = Self {
+            owners,
+            is_final: false,
+        };
+        let cannot = |error: crate::owner::StoreError| UpgradeError::CannotRest(error.to_string());
+        owners.write_out().map_err(cannot)?;
+        Ok(numbers)
+    }
+}
+
+impl Drop for SharedNumbers<'_> {
+    fn drop(&mut self) {
+        if self.is_final {
+            return;
+        }
         // Numbers the new process may have given.
-        if let Err(error) = parts.owners.refresh() {
+        if let Err(error) = self.owners.refresh() {
             log::error!("{error}");
         } else {
-            parts.owners.share(false);
+            self.owners.share(false);
         }
     }
 }

@@ -34,6 +34,7 @@ mod kernel;
 mod kernel_access;
 mod lanes;
 mod local;
+mod newcomers;
 mod origin;
 mod otlp;
 mod packets;

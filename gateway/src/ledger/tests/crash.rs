@@ -209,7 +209,9 @@ impl<'b> World<'b> {
         let plan = Plan::never();
         let ledger = backend.open_failing(&plan);
         let endpoint = Owner::connection(OwnerKind::Unclaimed, Leg::Client, "public");
-        ledger.store(OwnerId(UNCLAIMED), &endpoint).unwrap();
+        ledger
+            .store(&[(OwnerId(UNCLAIMED), endpoint.clone())])
+            .unwrap();
         for route in ROUTES {
             let owner = Owner {
                 kind: OwnerKind::Route,
@@ -217,7 +219,7 @@ impl<'b> World<'b> {
                 tenant: "acme".into(),
                 ..endpoint.clone()
             };
-            ledger.store(OwnerId(route), &owner).unwrap();
+            ledger.store(&[(OwnerId(route), owner)]).unwrap();
         }
         ledger.push_to(vec![sink()]);
         let poster = Poster::resume(ledger.clone(), EPOCH).unwrap();
