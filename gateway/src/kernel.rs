@@ -4,6 +4,7 @@
 //! Programs and maps outlive this process on purpose: they are pinned under
 //! `<bpffs>/v<schema>/`, so that a crash, a restart or an upgrade loses no byte.
 
+mod array;
 mod attach;
 mod batch;
 mod classes;
@@ -11,6 +12,7 @@ mod devices;
 pub mod diag;
 pub mod events;
 mod expiry;
+mod going;
 mod journal;
 mod layout;
 mod maps;
@@ -76,9 +78,7 @@ pub enum KernelError {
     #[error(transparent)]
     Pins(#[from] pins::PinError),
     /// The kernel refused the object.
-    #[error(
-        "cannot load the BPF programs: {0}; they need CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (or root) and Linux 5.15 or newer with BTF"
-    )]
+    #[error("cannot load the BPF programs: {0}; {advice}", advice = advice(.0))]
     Load(String),
     /// An interface could not be observed.
     #[error("cannot observe interface {interface}: {reason}")]
@@ -96,6 +96,16 @@ pub enum KernelError {
         /// The kernel's or aya's words.
         reason: String,
     },
+}
+
+/// What to do about the kernel's answer.
+fn advice(answer: &str) -> &'static str {
+    // ENOMEM: maps are charged to the memory limit of the cgroup of whoever makes them.
+    if answer.contains("(os error 12)") {
+        return "there is no memory for the maps: raise the memory limit of the gateway's cgroup \
+                (memory.max), or lower observe.flows_max and observe.connections_max";
+    }
+    "they need CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (or root) and Linux 5.15 or newer with BTF"
 }
 
 /// The loaded, attached kernel side.
@@ -137,7 +147,7 @@ impl Kernel {
     pub fn load(options: &Options) -> Result<Self, KernelError> {
         let pins = options.bpffs.as_ref().map(PinDirectory::open).transpose()?;
         let lock = pins.as_ref().map(PinDirectory::lock).transpose()?;
-        Self::load_over(options, pins, lock)
+        Self::load_over(options, pins, lock, false)
     }
 
     /// The same beside the process that uses the pins now, with a hold on its lock.
@@ -145,8 +155,13 @@ impl Kernel {
     /// # Errors
     /// See [`KernelError`].
     pub fn load_beside(options: &Options, lock: OwnedFd) -> Result<Self, KernelError> {
+        let lock = std::fs::File::from(lock);
+        if let Some(bpffs) = &options.bpffs {
+            // Before anything is made there.
+            PinDirectory::of(bpffs).expect_locked_by(&lock)?;
+        }
         let pins = options.bpffs.as_ref().map(PinDirectory::open).transpose()?;
-        Self::load_over(options, pins, Some(std::fs::File::from(lock)))
+        Self::load_over(options, pins, Some(lock), true)
     }
 
     /// Another hold on the lock on the pins, for the process that takes over: they stay locked as
@@ -164,6 +179,7 @@ impl Kernel {
         options: &Options,
         pins: Option<PinDirectory>,
         lock: Option<std::fs::File>,
+        beside: bool,
     ) -> Result<Self, KernelError> {
         let object = object::bytes().map_err(KernelError::Object)?;
         let mut notices = Vec::new();
@@ -177,7 +193,17 @@ impl Kernel {
             .then(|| aya_log::EbpfLogger::init(&mut ebpf))
             .transpose()
             .map_err(|error| KernelError::Load(error.to_string()))?;
-        let maps = load_programs(&mut ebpf)?;
+        let mut maps = load_programs(&mut ebpf)?;
+        match going::open(pins.as_ref()) {
+            Ok(going) => maps.going = Some(going),
+            Err(error) => notices.push(format!(
+                "{error}: a kill may lose a few flows that are over from the flow table"
+            )),
+        }
+        if !beside {
+            maps.finish_leaving()
+                .map_err(|error| map_error(going::NAME, error))?;
+        }
         let slots = take(&mut ebpf, name::SLOTS)?;
         let slots_len = slots
             .info()

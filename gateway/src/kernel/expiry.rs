@@ -7,13 +7,10 @@ use flow_abi::{FlowCounters, FlowKey, flow_flag};
 
 use super::{
     batch,
+    going::{AT_ONCE, Leaving},
     maps::{Maps, read_pod},
 };
 use crate::slots::now_ns;
-
-/// Flows taken away before their bytes are put into the row: what a kill in that moment loses from
-/// the flow table. Nothing is billed from it.
-const AT_ONCE: usize = 64;
 
 /// The row of an interface's flows that are over. No frame's: those are TCP or UDP.
 #[must_use]
@@ -60,11 +57,13 @@ pub struct FlowWalk {
     /// The same by protocol, as of the last whole walk.
     live_by_protocol: [usize; PROTOCOLS.len()],
     known_by_protocol: [usize; PROTOCOLS.len()],
-    over: Vec<FlowKey>,
+    over: Vec<Leaving>,
     /// The table fills, or has not become half empty since.
     pressed: bool,
     /// Taken away and not in their row yet, by interface.
     taken: BTreeMap<u32, FlowCounters>,
+    /// Of what is taken: rises with every lot, from one process to the next.
+    sequence: u64,
 }
 
 impl FlowWalk {
@@ -98,6 +97,7 @@ impl Default for FlowWalk {
             over: Vec::new(),
             pressed: false,
             taken: BTreeMap::new(),
+            sequence: 0,
         }
     }
 }
@@ -130,7 +130,11 @@ impl Maps {
                 let (key, flow): (FlowKey, FlowCounters) = (read_pod(key), read_pod(value));
                 if is_over_row(&key) {
                 } else if now.saturating_sub(flow.last_ns) > lifetime_ns(&key, &flow, pressed) {
-                    over.push(key);
+                    over.push(Leaving {
+                        key,
+                        reserved: 0,
+                        flow,
+                    });
                 } else {
                     *live += 1;
                     by_protocol[protocol_index(&key, &flow)] += 1;
@@ -181,22 +185,12 @@ impl Maps {
         count.cookie |= 1;
         let flows = self.flows.fd();
         let _ = batch::put(flows.as_fd(), &over_row(0), &count);
-        let mut done = Ok(());
-        while let Some(key) = walk.over.pop() {
-            match batch::take::<FlowKey, FlowCounters>(flows.as_fd(), &key) {
-                Ok(None) => {}
-                Ok(Some(flow)) => add(walk.taken.entry(key.ifindex).or_default(), &flow),
-                Err(error) => {
-                    done = Err(error);
-                    break;
-                }
-            }
-            if walk.over.len().is_multiple_of(AT_ONCE) {
-                self.fill_rows(&mut walk.taken)?;
-            }
+        let mut done = self.fill_rows(walk);
+        while done.is_ok() && walk.taken.is_empty() && !walk.over.is_empty() {
+            done = self.take_some(walk);
         }
         walk.over.clear();
-        self.fill_rows(&mut walk.taken)?;
+        walk.over.shrink_to(FlowWalk::STEP);
         if walk.taken.is_empty() {
             count.cookie += 1;
             let _ = batch::put(flows.as_fd(), &over_row(0), &count);
@@ -204,14 +198,31 @@ impl Maps {
         done
     }
 
+    /// The next few: written down, taken away, put into their rows.
+    fn take_some(&self, walk: &mut FlowWalk) -> io::Result<()> {
+        let some = walk.over.split_off(walk.over.len().saturating_sub(AT_ONCE));
+        // The clock is the map's, and a process takes longer to start than it takes to tick.
+        walk.sequence = now_ns().max(walk.sequence + 1);
+        self.note_leaving(walk.sequence, &some)?;
+        for Leaving { key, .. } in &some {
+            if let Some(flow) = batch::take::<FlowKey, FlowCounters>(self.flows.fd().as_fd(), key)?
+            {
+                add(walk.taken.entry(key.ifindex).or_default(), &flow);
+            }
+        }
+        self.fill_rows(walk)
+    }
+
     /// What finds no room in a full table is kept for the next time.
-    fn fill_rows(&self, taken: &mut BTreeMap<u32, FlowCounters>) -> io::Result<()> {
+    fn fill_rows(&self, walk: &mut FlowWalk) -> io::Result<()> {
         let mut failed = Ok(());
-        taken.retain(|ifindex, more| {
+        let sequence = walk.sequence;
+        walk.taken.retain(|ifindex, more| {
             let key = over_row(*ifindex);
             let filled = self.flow(&key).and_then(|row| {
                 let mut row = row.unwrap_or_default();
                 add(&mut row, more);
+                row.cookie = sequence;
                 batch::put(self.flows.fd().as_fd(), &key, &row)
             });
             match filled {
@@ -227,7 +238,7 @@ impl Maps {
     }
 }
 
-fn add(row: &mut FlowCounters, flow: &FlowCounters) {
+pub(super) fn add(row: &mut FlowCounters, flow: &FlowCounters) {
     row.rx_bytes += flow.rx_bytes;
     row.rx_frames += flow.rx_frames;
     row.tx_bytes += flow.tx_bytes;

@@ -31,6 +31,8 @@ pub struct Maps {
     possible_cpus: usize,
     /// Flows the table has room for.
     pub(super) flows_max: u32,
+    /// Where flows are written down that are being taken away; None beside a gateway.
+    pub(super) going: Option<MapData>,
 }
 
 /// Cumulative counters since the maps were made, read in an order that keeps sums comparable:
@@ -60,6 +62,7 @@ impl Maps {
         let flows_max = flows.info().map_err(io::Error::other)?.max_entries();
         Ok(Self {
             flows_max,
+            going: None,
             flows,
             accounts,
             interfaces,

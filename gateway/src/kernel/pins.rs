@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File, TryLockError},
     io,
+    os::{fd::AsRawFd as _, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
 };
 
@@ -12,7 +13,7 @@ use flow_abi::{
     InterfaceCells, SCHEMA, Slot, SocketSlot, name,
 };
 
-use super::{Options, journal};
+use super::{Options, going, journal};
 use crate::owner::Entry;
 
 /// Maps of the object that outlive the process.
@@ -54,6 +55,19 @@ pub enum PinError {
         /// The directory.
         path: PathBuf,
     },
+    /// The process that is to be taken over from uses others.
+    #[error(
+        "the running gateway's maps are pinned in {theirs}, this program's would be in {ours}: \
+         another map schema, or another observe.bpffs; an upgrade does not cross that. Stop the \
+         running gateway and start this one: counters of an earlier schema are taken over then, \
+         and nothing is lost"
+    )]
+    Others {
+        /// Where they are.
+        theirs: PathBuf,
+        /// Where this program looks.
+        ours: PathBuf,
+    },
     /// A pinned map is not of this program's layout.
     #[error(
         "the pinned map {path} is not this version's ({what}: found {found}, need {need}); \
@@ -83,7 +97,7 @@ impl PinDirectory {
     /// # Errors
     /// The path is not on a bpffs or cannot be written.
     pub fn open(bpffs: &PathBuf) -> Result<Self, PinError> {
-        let root = bpffs.join(format!("v{SCHEMA}"));
+        let Self { root } = Self::of(bpffs);
         let mut existing: &Path = bpffs;
         while !existing.exists() {
             existing = existing.parent().unwrap_or(Path::new("/"));
@@ -98,6 +112,31 @@ impl PinDirectory {
             fs::create_dir_all(&path).map_err(|source| PinError::Io { path, source })?;
         }
         Ok(Self { root })
+    }
+
+    /// As it is, or would be.
+    pub(super) fn of(bpffs: &Path) -> Self {
+        Self {
+            root: bpffs.join(format!("v{SCHEMA}")),
+        }
+    }
+
+    /// Whether it is the directory behind another process's lock.
+    ///
+    /// # Errors
+    /// It is not.
+    pub(super) fn expect_locked_by(&self, lock: &File) -> Result<(), PinError> {
+        let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+        let theirs = lock.metadata().map(identity).ok();
+        let ours = fs::metadata(&self.root).map(identity).ok();
+        if theirs.is_some() && theirs == ours {
+            return Ok(());
+        }
+        let name = format!("/proc/self/fd/{}", lock.as_raw_fd());
+        Err(PinError::Others {
+            theirs: fs::read_link(name).unwrap_or_else(|_| "a directory that is gone".into()),
+            ours: self.root.clone(),
+        })
     }
 
     /// Another schema's, as it is.
@@ -323,8 +362,8 @@ impl MapLayout {
     }
 }
 
-/// Every map of [`PINNED`], and the one that is no program's.
-pub(super) fn layouts() -> [MapLayout; PINNED.len() + 1] {
+/// Every map of [`PINNED`], and those that are no program's.
+pub(super) fn layouts() -> [MapLayout; PINNED.len() + 2] {
     let of = |name, kind, sizes| MapLayout { name, kind, sizes };
     let flows = SizeOf::of::<FlowKey, FlowCounters>();
     let endpoints = SizeOf::of::<EndpointKey, Endpoint>();
@@ -364,6 +403,11 @@ pub(super) fn layouts() -> [MapLayout; PINNED.len() + 1] {
         ),
         of(name::NAMESPACES, MapType::Hash, SizeOf::of::<u64, u32>()),
         of(journal::NAME, MapType::Array, SizeOf::of::<u32, Entry>()),
+        of(
+            going::NAME,
+            MapType::Array,
+            SizeOf::of::<u32, going::Going>(),
+        ),
     ]
 }
 

@@ -2,7 +2,9 @@
 //! gateway has been killed, and also when there are more flows than room.
 
 use std::net::{IpAddr, UdpSocket};
+use std::time::{Duration, Instant};
 
+use edgemeter::kernel::{Maps, PinDirectory};
 use xtask::{
     load::{self, Protocol},
     netns::GATEWAY_TO_CLIENT,
@@ -104,7 +106,7 @@ fn datagrams_are_rows_and_quic_is_told_by_its_first_one() {
         "{listing}"
     );
     // The walk through the table comes once a second.
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     let counted = |protocol: &str| {
         site.scrape().sum("edgemeter_flows_by_protocol", |sample| {
             sample.label("protocol") == protocol
@@ -112,12 +114,8 @@ fn datagrams_are_rows_and_quic_is_told_by_its_first_one() {
     };
     while (counted("quic"), counted("udp")) != (1, 2) {
         let waited = started.elapsed();
-        assert!(
-            waited < std::time::Duration::from_secs(20),
-            "{}",
-            counted("udp")
-        );
-        std::thread::sleep(std::time::Duration::from_millis(100));
+        assert!(waited < Duration::from_secs(20), "{}", counted("udp"));
+        std::thread::sleep(Duration::from_millis(100));
     }
 }
 
@@ -151,4 +149,58 @@ fn more_flows_than_room_are_in_a_cell_to_the_byte() {
     let (flows, full) = exact(&listing);
     assert!(listing["count"].as_u64().unwrap() <= ROOM, "{listing}");
     assert!(flows > 0 && full >= ROOM * 142, "{listing}");
+}
+
+/// Waits until flows are taken away and kills the gateway then. Whether it was in the midst of it:
+/// the count of how often is left odd.
+fn kill_while_flows_are_taken_away(site: &mut Site, maps: &Maps) -> bool {
+    let (began, before) = (Instant::now(), maps.flows_taken_away().unwrap());
+    while maps.flows_taken_away().unwrap() == before {
+        let waited = began.elapsed();
+        assert!(
+            waited < Duration::from_secs(60),
+            "no flow goes: {}",
+            site.log()
+        );
+    }
+    site.end(libc::SIGKILL);
+    maps.flows_taken_away().unwrap() % 2 == 1
+}
+
+#[test]
+fn a_kill_while_flows_that_are_over_are_taken_away_loses_none() {
+    const ROOM: u64 = 1024;
+    let setup = Setup {
+        flows_max: 1024,
+        ..Setup::default()
+    };
+    let mut site = Site::start("fk", &setup);
+    let target: IpAddr = GATEWAY_TO_CLIENT.v4.into();
+    let sink = site
+        .hosts
+        .gateway
+        .run(|| UdpSocket::bind((target, 9_900)).unwrap())
+        .unwrap();
+    let mut in_the_midst = 0;
+    for _ in 0..4 {
+        site.hosts
+            .client
+            .run(|| {
+                for _ in 0..ROOM {
+                    let socket = UdpSocket::bind((GATEWAY_TO_CLIENT.far_v4, 0)).unwrap();
+                    socket.send_to(&[0x5a; 100], (target, 9_900)).unwrap();
+                }
+            })
+            .unwrap();
+        let pins = PinDirectory::open(&site.bpffs().to_path_buf()).unwrap();
+        let maps = Maps::pinned(&pins).unwrap();
+        in_the_midst += u32::from(kill_while_flows_are_taken_away(&mut site, &maps));
+        site.launch();
+        let before = maps.flows_taken_away().unwrap();
+        let listing = listing(&site, "0");
+        exact(&listing);
+        assert_eq!(before % 2, 0, "{listing}");
+    }
+    drop(sink);
+    assert!(in_the_midst > 0, "never killed in the midst of it");
 }

@@ -51,6 +51,8 @@ pub struct Setup {
     pub grace_seconds: u32,
     /// Runs a copy of the binary in the site's directory, which can be replaced.
     pub own_binary: bool,
+    /// The process list of a control group that the gateway runs in.
+    pub within: Option<PathBuf>,
 }
 
 impl Default for Setup {
@@ -68,6 +70,7 @@ impl Default for Setup {
             bpffs: None,
             grace_seconds: 0,
             own_binary: false,
+            within: None,
         }
     }
 }
@@ -83,6 +86,7 @@ pub struct Site {
     pub certificate: Certificate,
     pub directory: tempfile::TempDir,
     bpffs: PathBuf,
+    within: Option<PathBuf>,
 }
 
 impl Site {
@@ -121,6 +125,7 @@ impl Site {
             certificate,
             directory,
             bpffs,
+            within: setup.within.clone(),
         };
         site.launch();
         site
@@ -133,7 +138,17 @@ impl Site {
             .append(true)
             .open(self.directory.path().join("gateway.log"))
             .unwrap();
-        let mut command = self.hosts.gateway.command(&self.binary).unwrap();
+        let mut command = match &self.within {
+            None => self.hosts.gateway.command(&self.binary).unwrap(),
+            Some(processes) => {
+                let mut shell = self.hosts.gateway.command("sh").unwrap();
+                shell
+                    .args(["-c", "echo $$ > \"$0\" && exec \"$@\""])
+                    .arg(processes)
+                    .arg(&self.binary);
+                shell
+            }
+        };
         let child = command
             .args(["run", "--config"])
             .arg(self.config())

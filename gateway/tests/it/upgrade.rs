@@ -323,3 +323,50 @@ fn a_new_process_that_hangs_is_killed() {
         site.log()
     );
 }
+
+/// To the running gateway nothing changes: it holds its maps and links by descriptor.
+fn rename_pins(site: &Site, from: u32, to: u32) {
+    let of = |schema| site.bpffs().join(format!("v{schema}"));
+    std::fs::rename(of(from), of(to)).unwrap();
+}
+
+#[test]
+fn a_program_of_another_map_schema_is_refused_and_leaves_nothing_behind() {
+    let mut site = site("us", Setup::default());
+    let captures = site.captures();
+    let pid = site.pid();
+    let schema = flow_abi::SCHEMA;
+    let mut answered = 0;
+    // The running gateway is of an earlier schema than the new program, and of a later one.
+    for other in [schema - 1, schema + 1] {
+        rename_pins(&site, schema, other);
+        answered += under_load(&site, || {
+            let (done, said) = upgrade(&site);
+            let theirs = format!("/v{other}, this program's would be in ");
+            assert!(
+                !done && said.contains(&theirs) && said.contains("Stop the running gateway"),
+                "{said}: {}",
+                site.log()
+            );
+        });
+        assert!(is_alive(pid), "{}", site.log());
+        assert!(!site.bpffs().join(format!("v{schema}")).exists());
+        rename_pins(&site, other, schema);
+    }
+    let page = site.quiet();
+    let requests = page.sum("edgemeter_requests_total", |sample| {
+        sample.label("status_class") == "2xx"
+    });
+    assert_eq!(
+        requests,
+        i128::from(answered),
+        "the old process answered all"
+    );
+    let (done, said) = upgrade(&site);
+    assert!(done, "{said}: {}", site.log());
+    wait_for_end(&site, pid);
+    site.replaced_by(said.split(' ').nth(1).unwrap().parse().unwrap());
+    site.quiet();
+    let captures = captures.map(|capture| capture.stop().unwrap());
+    assert_equal_to_far_ends(&site.ledger().0, captures);
+}
