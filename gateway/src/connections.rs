@@ -28,7 +28,11 @@ pub use watcher::{Watcher, WatcherThread};
 
 use crate::{
     config::Config,
-    kernel::{Feature, WatchMaps, diag, events::monotonic_ns, namespace_cookie},
+    kernel::{
+        Feature, WatchMaps, diag,
+        events::{Event, monotonic_ns},
+        namespace_cookie,
+    },
     owner::Leg,
 };
 
@@ -78,7 +82,8 @@ struct Earlier {
 #[derive(Default)]
 struct Memory {
     closed: VecDeque<Connection>,
-    events: VecDeque<EventLine>,
+    /// With their delays, nanoseconds; written out when somebody asks.
+    events: VecDeque<(Event, u64)>,
 }
 
 impl Connections {
@@ -258,12 +263,12 @@ impl Connections {
         memory.closed.push_back(connection);
     }
 
-    fn remember_event(&self, line: EventLine) {
+    fn remember_event(&self, event: Event, delay_ns: u64) {
         let mut memory = self.memory();
         if memory.events.len() == EVENTS_MAX {
             memory.events.pop_front();
         }
-        memory.events.push_back(line);
+        memory.events.push_back((event, delay_ns));
     }
 }
 

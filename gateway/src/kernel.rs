@@ -380,7 +380,7 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<Maps, KernelError> {
     load_tc(ebpf)?;
     let maps = Maps::new(
         take(ebpf, name::FLOWS)?,
-        take(ebpf, name::ACCOUNTS)?,
+        [take(ebpf, name::ACCOUNTS)?, take(ebpf, name::TALLIES)?],
         take(ebpf, name::INTERFACES)?,
         take(ebpf, name::ORPHANS)?,
         take(ebpf, name::ENDPOINTS)?,

@@ -51,6 +51,43 @@ pub struct Account {
     pub rx_payload_bytes: u64,
 }
 
+/// Counters where a processor finds them without a look-up: key and counters side by side, at a
+/// place that follows from the key ([`Tally::place`]). Per CPU, and each CPU's keys are its own:
+/// the first key there keeps the place, what else falls on it is counted in the hash tables. So a
+/// counter's value is the sum of its tallies and of its entry there.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// [`AccountKey::owner`], or [`Tally::TOTAL`]. Written at once with `ifindex`, after `class`.
+    pub owner: u32,
+    /// [`AccountKey::ifindex`]; all of key and counters is zero while the place is free.
+    pub ifindex: u32,
+    /// [`AccountKey::class`]; 0 of a total.
+    pub class: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// Since the place was taken. Of a total: bytes and frames of either direction.
+    pub account: Account,
+}
+
+impl Tally {
+    /// Places there are. A power of two.
+    pub const COUNT: u32 = 1024;
+    /// "Owner" of an interface's total, [`cell::TOTAL`].
+    pub const TOTAL: u32 = u32::MAX;
+
+    /// Where a key's tally is. Numbers are small and follow one another: so do places, and
+    /// owners of one interface are never on each other's up to [`Self::COUNT`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn place(owner: u32, ifindex: u32, class: u32) -> u32 {
+        // The namespace's number is in the upper bits.
+        let interface = ifindex ^ ifindex >> 15;
+        let sum = owner.wrapping_add(interface.wrapping_mul(389));
+        sum.wrapping_add(class.wrapping_mul(613)) & (Self::COUNT - 1)
+    }
+}
+
 /// Direction as seen from the observed interface.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

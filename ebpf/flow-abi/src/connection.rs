@@ -105,6 +105,8 @@ pub const UNKNOWN: u32 = u32::MAX;
 pub const STATE_CLOSE: u32 = 7;
 /// `TCP_SYN_SENT`.
 pub const STATE_SYN_SENT: u32 = 2;
+/// `TCP_LAST_ACK`.
+pub const STATE_LAST_ACK: u32 = 9;
 /// `TCP_ESTABLISHED`.
 pub const STATE_ESTABLISHED: u32 = 1;
 

@@ -14,8 +14,9 @@ pub struct EventHead {
     pub timestamp_ns: u64,
     /// [`kind`].
     pub kind: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Of [`kind::CLOSE`]: 1 when the connection is not in the table any more, and the record has
+    /// all there is to know. 0 otherwise.
+    pub last: u32,
 }
 
 /// Kinds of event, and which record they come in.

@@ -7,6 +7,9 @@ use crate::*;
 const _: () = {
     assert!(size_of::<AccountKey>() == 12);
     assert!(size_of::<Account>() == 72);
+    // Owner and interface are one aligned word.
+    assert!(size_of::<Tally>() == 88 && offset_of!(Tally, account) == 16);
+    assert!(align_of::<Tally>() == 8 && offset_of!(Tally, ifindex) == 4);
     // aya's packed LPM key over sixteen bytes.
     assert!(size_of::<ClassKey>() == 20 && offset_of!(ClassKey, address) == 4);
     assert!(size_of::<Cell>() == 16);
@@ -46,6 +49,8 @@ mod pod {
     unsafe impl aya::Pod for ClassKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Account {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Tally {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Cell {}
     // SAFETY: as above.

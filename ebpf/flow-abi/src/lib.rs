@@ -28,14 +28,14 @@ pub mod interface;
 mod layout;
 pub mod slot;
 
-pub use account::{Account, AccountKey, Cell, ClassKey, Direction, InterfaceCells, cell};
+pub use account::{Account, AccountKey, Cell, ClassKey, Direction, InterfaceCells, Tally, cell};
 pub use connection::{Connection, KernelLayout, Process, via};
 pub use event::{ConnectionEvent, DropCount, DropKey, EventHead, PacketEvent, kind};
 pub use flow::{Endpoint, EndpointKey, FlowCounters, FlowKey, flow_flag, side};
 pub use slot::{ARRIVALS, Arrival, RANGES, Range, Slot, SocketSlot, closed};
 
 /// Version of every layout below. Part of the pin path.
-pub const SCHEMA: u32 = 4;
+pub const SCHEMA: u32 = 5;
 
 /// The owner of frames that belong to no gateway connection.
 pub const OWNER_FOREIGN: u32 = 0;
@@ -49,6 +49,8 @@ pub mod name {
     pub const FLOWS: &str = "FLOWS";
     /// PERCPU_HASH [`crate::AccountKey`] → [`crate::Account`].
     pub const ACCOUNTS: &str = "ACCOUNTS";
+    /// PERCPU_ARRAY of [`crate::Tally`]: what of accounts and totals needs no look-up.
+    pub const TALLIES: &str = "TALLIES";
     /// PERCPU_HASH ifindex → [`crate::InterfaceCells`].
     pub const INTERFACES: &str = "INTERFACES";
     /// HASH [`crate::EndpointKey`] → [`crate::Endpoint`].
@@ -77,6 +79,8 @@ pub mod name {
     pub const NAMESPACE: &str = "NAMESPACE";
     /// RINGBUF of [`crate::ConnectionEvent`] and [`crate::PacketEvent`].
     pub const EVENTS: &str = "EVENTS";
+    /// ARRAY of one u32: not 0 while the ring's reader need not be woken.
+    pub const EVENTS_AWAKE: &str = "EVENTS_AWAKE";
     /// PERCPU_ARRAY of u64 by [`crate::kind`]: events lost because the ring was full.
     pub const EVENTS_LOST: &str = "EVENTS_LOST";
     /// PERCPU_ARRAY of one u64: connections that found the table full.

@@ -1,10 +1,12 @@
 //! Count every frame once: into its flow and its owner's account, or into the cell that says why
 //! not, and into its interface's total.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{
     bindings::bpf_sock_tuple,
     helpers::{
-        bpf_get_socket_cookie, bpf_sk_fullsock, bpf_sk_release, bpf_skc_lookup_tcp, bpf_tcp_sock,
+        bpf_get_socket_cookie, bpf_sk_release, bpf_skc_lookup_tcp, bpf_tcp_sock,
         generated::bpf_ktime_get_coarse_ns,
     },
     programs::TcContext,
@@ -12,14 +14,14 @@ use aya_ebpf::{
 use aya_log_ebpf::debug;
 use flow_abi::{
     ARRIVALS, Account, AccountKey, ClassKey, Direction, Endpoint, EndpointKey, FlowCounters,
-    FlowKey, InterfaceCells, Slot, cell, closed, flow_flag, side,
+    FlowKey, Slot, Tally, cell, closed, flow_flag, side,
 };
 
 use crate::{
     connection, interface,
     maps::{
-        ACCOUNTS, CLASS_GENERATION, CLASSES, ENDPOINTS, FLOWS, INTERFACES, ORPHANS, add, live_slot,
-        socket_slot, swap, take,
+        ACCOUNTS, CLASS_GENERATION, CLASSES, ENDPOINTS, FLOWS, INTERFACES, ORPHANS, TALLIES, add,
+        live_slot, socket_slot, swap, take,
     },
     parse::{self, Parsed, TCP, UDP},
     ranges,
@@ -85,8 +87,10 @@ pub fn frame<const ETHERNET: bool>(ctx: &TcContext, direction: Direction) {
             interface::number((*skb).ifindex),
         )
     };
-    let mut parsed = Parsed::empty();
+    let mut parsed = MaybeUninit::uninit();
     let mut has_tuple = parse::parse::<ETHERNET>(ctx, direction, &mut parsed);
+    // SAFETY: filled, whatever the frame is.
+    let parsed: &mut Parsed = unsafe { parsed.assume_init_mut() };
     // A header that does not fit the frame, or lies in its Ethernet padding, is none.
     let end = parsed.ip_end;
     if has_tuple && (parsed.header_len > len || end != 0 && parsed.header_len > end) {
@@ -135,56 +139,112 @@ pub fn frame<const ETHERNET: bool>(ctx: &TcContext, direction: Direction) {
     }
     let (bytes, frames) = (wire.bytes, wire.frames);
 
-    // The gateway makes the entry before it attaches; an object attached by hand has orphans.
-    let cells = INTERFACES.get_ptr_mut(&ifindex);
     if !has_tuple {
-        add_cell(cells, direction, parsed.cell, bytes, frames);
+        add_cell(ifindex, direction, parsed.cell, bytes, frames);
     } else {
         match flow(&parsed.key) {
-            None => add_cell(cells, direction, cell::FLOWS_FULL as u32, bytes, frames),
+            None => {
+                add_cell(ifindex, direction, cell::FLOWS_FULL as u32, bytes, frames);
+            }
             Some(flow) => {
                 // SAFETY: a live map value.
-                let failed = unsafe { count(ctx, direction, &parsed, &mut wire, flow) };
+                let failed = unsafe { count(ctx, direction, parsed, &mut wire, flow) };
                 if failed != 0 {
                     debug!(ctx, "account table full on ifindex {}", ifindex);
                     let number = cell::ACCOUNTS_FULL as u32;
-                    add_cell(cells, direction, number, wire.bytes, wire.frames);
+                    add_cell(ifindex, direction, number, wire.bytes, wire.frames);
                 }
             }
         }
     }
     // Last, so that a reader who takes the total first never sees more total than parts.
-    add_cell(cells, direction, cell::TOTAL as u32, bytes, frames);
+    add_total(ifindex, direction, bytes, frames);
+}
+
+/// The few frames without flow or account. One without cells is an orphan, and counted as one
+/// with the total.
+#[inline(never)]
+fn add_cell(ifindex: u32, direction: Direction, number: u32, bytes: u64, frames: u64) -> u32 {
+    let Some(cells) = INTERFACES.get_ptr_mut(&ifindex) else {
+        return 1;
+    };
+    // SAFETY: both indices are in range; per CPU, so a plain addition suffices.
+    unsafe {
+        let cell =
+            &raw mut (*cells).cells[direction as usize & 1][number as usize & (cell::COUNT - 1)];
+        (*cell).bytes += bytes;
+        (*cell).frames += frames;
+    }
+    0
 }
 
 #[inline(always)]
-fn add_cell(
-    cells: Option<*mut InterfaceCells>,
-    direction: Direction,
-    number: u32,
-    bytes: u64,
-    frames: u64,
-) {
-    let target = match cells {
-        // SAFETY: both indices are in range; per CPU, so a plain addition suffices.
-        Some(cells) => unsafe {
-            &raw mut (*cells).cells[direction as usize & 1][number as usize & (cell::COUNT - 1)]
+fn add_total(ifindex: u32, direction: Direction, bytes: u64, frames: u64) {
+    match tally(Tally::TOTAL, ifindex, 0) {
+        // SAFETY: a live map value, per CPU.
+        Some(total) => unsafe {
+            match direction {
+                Direction::Rx => {
+                    (*total).rx_bytes += bytes;
+                    (*total).rx_frames += frames;
+                }
+                Direction::Tx => {
+                    (*total).tx_bytes += bytes;
+                    (*total).tx_frames += frames;
+                }
+            }
         },
         None => {
-            // Count an orphan once, not once per cell.
-            if number != cell::TOTAL as u32 {
-                return;
-            }
-            let Some(orphans) = ORPHANS.get_ptr_mut(direction as u32) else {
-                return;
-            };
-            orphans
+            first_total(ifindex, direction, bytes, frames);
         }
-    };
-    // SAFETY: as above.
+    }
+}
+
+/// The first frame of an interface on this processor, and the frames of one that got no place.
+/// The gateway makes the entry before it attaches; an object attached by hand has orphans.
+#[inline(never)]
+fn first_total(ifindex: u32, direction: Direction, bytes: u64, frames: u64) -> u32 {
+    if INTERFACES.get_ptr_mut(&ifindex).is_some() {
+        // This frame is the table's, the ones after it are the tally's.
+        claim(Tally::TOTAL, ifindex, 0);
+        return add_cell(ifindex, direction, cell::TOTAL as u32, bytes, frames);
+    }
+    if let Some(orphans) = ORPHANS.get_ptr_mut(direction as u32) {
+        // SAFETY: a live map value, per CPU.
+        unsafe {
+            (*orphans).bytes += bytes;
+            (*orphans).frames += frames;
+        }
+    }
+    0
+}
+
+/// This processor's counters of a key, if it has a place.
+#[inline(always)]
+fn tally(owner: u32, ifindex: u32, class: u32) -> Option<*mut Account> {
+    let tally = TALLIES.get_ptr_mut(Tally::place(owner, ifindex, class))?;
+    // SAFETY: a live map value, per CPU.
     unsafe {
-        (*target).bytes += bytes;
-        (*target).frames += frames;
+        let found =
+            (*tally).owner == owner && (*tally).ifindex == ifindex && (*tally).class == class;
+        found.then_some(&raw mut (*tally).account)
+    }
+}
+
+/// Takes the key's place, if it is free.
+#[inline(always)]
+fn claim(owner: u32, ifindex: u32, class: u32) {
+    let Some(tally) = TALLIES.get_ptr_mut(Tally::place(owner, ifindex, class)) else {
+        return;
+    };
+    // SAFETY: a live map value, per CPU. Readers see the owner and the interface at once, and no
+    // counts before.
+    unsafe {
+        if (*tally).ifindex == 0 && (*tally).owner == 0 {
+            core::ptr::write_volatile(&raw mut (*tally).class, class);
+            let head = owner as u64 | (ifindex as u64) << 32;
+            core::ptr::write_volatile(tally.cast::<u64>(), head);
+        }
     }
 }
 
@@ -314,7 +374,10 @@ unsafe fn count(
     let is_tcp = parsed.key.protocol == TCP;
     unsafe {
         let now = bpf_ktime_get_coarse_ns();
-        (*flow).last_ns = now;
+        // Of a coarse clock, and written where it has moved: another CPU may want the line.
+        if (*flow).last_ns != now {
+            (*flow).last_ns = now;
+        }
         let flags = (parsed.tcp_flags & 0x07) as u32;
         if is_tcp && flags != 0 {
             if parsed.tcp_flags & 0x12 == flow_flag::SYN as u8 {
@@ -327,7 +390,9 @@ unsafe fn count(
             } else {
                 0
             };
-            (*flow).flags |= flags << shift;
+            if (*flow).flags & flags << shift != flags << shift {
+                (*flow).flags |= flags << shift;
+            }
         }
         if parsed.key.protocol == UDP && (*flow).flags == 0 {
             (*flow).flags = look_at_datagram(ctx, parsed);
@@ -378,6 +443,8 @@ unsafe fn begin(flow: *mut FlowCounters, key: &FlowKey) -> u32 {
     0
 }
 
+/// Credits the payload's owner, then tells the slot (or, before there is one, the flow): a claim
+/// never moves bytes that no account has yet.
 #[inline(always)]
 unsafe fn received(
     ctx: &TcContext,
@@ -389,34 +456,23 @@ unsafe fn received(
     unsafe {
         add(&raw mut (*flow).rx_bytes, wire.bytes);
         add(&raw mut (*flow).rx_frames, wire.frames);
-        if parsed.key.protocol == TCP && (*flow).overhead_owner != 0 {
-            let mut slot = live_slot((*flow).slot, (*flow).slot_generation);
-            let ends = parsed.tcp_flags as u32 & (flow_flag::FIN | flow_flag::RST) != 0;
-            if slot.is_none() && (wire.payload != 0 || ends) {
-                slot = bind_by_lookup(ctx, &parsed.key, flow, wire);
-            }
-            if let Some(slot) = slot {
-                note(slot, parsed, flow_flag::FIN, closed::FIN_RX, now);
-            }
-            if wire.payload != 0 {
-                return received_payload(flow, slot, parsed.seq, wire);
-            }
-        }
         // Nobody's flow, or a frame that carries nothing (ACK, SYN, FIN): the overhead's.
-        credit_rx((*flow).overhead_owner, wire)
-    }
-}
-
-/// Credits the payload's owner, then tells the slot (or, before there is one, the flow): a claim
-/// never moves bytes that no account has yet.
-#[inline(always)]
-unsafe fn received_payload(
-    flow: *mut FlowCounters,
-    slot: Option<*mut Slot>,
-    seq: u32,
-    wire: &Wire,
-) -> u32 {
-    unsafe {
+        let overhead = (*flow).overhead_owner;
+        let gateways = parsed.key.protocol == TCP && overhead != 0;
+        if !gateways {
+            return credit_rx(overhead, wire);
+        }
+        let mut slot = live_slot((*flow).slot, (*flow).slot_generation);
+        let ends = parsed.tcp_flags as u32 & (flow_flag::FIN | flow_flag::RST) != 0;
+        if slot.is_none() && (wire.payload != 0 || ends) {
+            slot = bind_by_lookup(ctx, &parsed.key, flow, wire);
+        }
+        if let Some(slot) = slot {
+            note(slot, parsed, flow_flag::FIN, closed::FIN_RX, now);
+        }
+        if wire.payload == 0 {
+            return credit_rx(overhead, wire);
+        }
         let Some(slot) = slot else {
             if credit_rx((*flow).unclaimed_owner, wire) != 0 {
                 return 1;
@@ -442,7 +498,7 @@ unsafe fn received_payload(
             if credit_rx((*flow).unclaimed_owner, wire) != 0 {
                 return 1;
             }
-            if !remember(slot, seq, wire) {
+            if !remember(slot, parsed.seq, wire) {
                 add(&raw mut (*slot).rx_unclaimed_payload_bytes, wire.payload);
                 add(&raw mut (*slot).rx_unclaimed_frames, wire.frames);
                 add(&raw mut (*slot).rx_unclaimed_bytes, wire.bytes);
@@ -508,25 +564,38 @@ unsafe fn sent(
                         slot = bind(flow, wire, given.slot, given.generation);
                     }
                 }
-                // Request and time-wait sockets are not full: their frames carry no payload.
-                let full = bpf_sk_fullsock(sk);
-                if !full.is_null() {
-                    let tcp = bpf_tcp_sock(full);
-                    if !tcp.is_null() {
+                // An acknowledgement of nobody's flow tells nothing new once a round trip is known.
+                if wire.payload != 0 || slot.is_some() || (*flow).srtt_us == 0 {
+                    // Request and time-wait sockets are none: their frames carry no payload.
+                    let tcp = bpf_tcp_sock(sk);
+                    if tcp.is_null() {
+                        slot = None;
+                    } else {
                         if wire.payload != 0 && (parsed.seq.wrapping_sub((*tcp).snd_nxt) as i32) < 0
                         {
                             wire.retransmit = 1;
                         }
-                        let srtt = (*tcp).srtt_us >> 3;
-                        (*flow).srtt_us = srtt;
-                        (*flow).min_rtt_us = (*tcp).rtt_min;
+                        // Written where they have changed: another CPU may want the line.
+                        let (srtt, min) = ((*tcp).srtt_us >> 3, (*tcp).rtt_min);
+                        if (*flow).srtt_us != srtt {
+                            (*flow).srtt_us = srtt;
+                        }
+                        if (*flow).min_rtt_us != min {
+                            (*flow).min_rtt_us = min;
+                        }
                         if let Some(slot) = slot {
-                            (*slot).srtt_us = srtt;
-                            (*slot).min_rtt_us = (*tcp).rtt_min;
+                            if (*slot).srtt_us != srtt {
+                                (*slot).srtt_us = srtt;
+                            }
+                            if (*slot).min_rtt_us != min {
+                                (*slot).min_rtt_us = min;
+                            }
                             // bytes_acked counts the SYN of a connection the host opened.
                             let acked =
                                 (*tcp).bytes_acked.saturating_sub((*slot).active as u64 & 1);
-                            (*slot).acked_offset = acked;
+                            if (*slot).acked_offset != acked {
+                                (*slot).acked_offset = acked;
+                            }
                             if (*slot).handshaking != 0 && (*slot).rx_first_known == 0 {
                                 (*slot).rx_first_seq =
                                     (*tcp).rcv_nxt.wrapping_sub((*tcp).bytes_received as u32);
@@ -535,11 +604,7 @@ unsafe fn sent(
                             let ahead = parsed.seq.wrapping_sub((*tcp).snd_una) as i32 as i64;
                             offset = acked.wrapping_add(ahead as u64);
                         }
-                    } else {
-                        slot = None;
                     }
-                } else {
-                    slot = None;
                 }
             }
         }
@@ -549,13 +614,17 @@ unsafe fn sent(
             add(&raw mut (*flow).tx_retransmit_bytes, wire.bytes);
             add(&raw mut (*flow).tx_retransmit_frames, wire.frames);
         }
+        let mut owner = (*flow).overhead_owner;
         if let Some(slot) = slot {
             note(slot, parsed, flow_flag::FIN, closed::FIN_TX, now);
             if wire.payload != 0 {
-                return ranges::split(slot, offset, wire);
+                let Some(found) = ranges::within_newest(slot, offset, wire) else {
+                    return ranges::split(slot, offset, wire);
+                };
+                owner = found;
             }
         }
-        credit_tx((*flow).overhead_owner, wire)
+        credit_tx_here(owner, wire)
     }
 }
 
@@ -564,7 +633,9 @@ unsafe fn sent(
 unsafe fn note(slot: *mut Slot, parsed: &Parsed, fin: u32, bit: u32, now: u64) {
     let flags = parsed.tcp_flags as u32;
     unsafe {
-        (*slot).last_ns = now;
+        if (*slot).last_ns != now {
+            (*slot).last_ns = now;
+        }
         let mut bits = 0;
         if flags & fin != 0 {
             bits |= bit;
@@ -677,19 +748,31 @@ unsafe fn bind_by_lookup(
 
 #[inline(always)]
 fn account(owner: u32, wire: &Wire) -> Option<*mut Account> {
-    let key = AccountKey {
-        owner,
-        ifindex: wire.ifindex,
-        class: wire.class,
-    };
-    if let Some(account) = ACCOUNTS.get_ptr_mut(&key) {
-        return Some(account);
+    match tally(owner, wire.ifindex, wire.class) {
+        Some(account) => Some(account),
+        None => first_account(owner, wire.ifindex, wire.class),
     }
-    let _ = ACCOUNTS.insert(&key, &ZERO, NOEXIST);
-    ACCOUNTS.get_ptr_mut(&key)
 }
 
+/// The first frame of an owner on this processor, and the frames of one that got no place. Only
+/// what is in the table gets one: a full table is full.
 #[inline(never)]
+fn first_account(owner: u32, ifindex: u32, class: u32) -> Option<*mut Account> {
+    let key = AccountKey {
+        owner,
+        ifindex,
+        class,
+    };
+    if ACCOUNTS.get_ptr_mut(&key).is_none() {
+        let _ = ACCOUNTS.insert(&key, &ZERO, NOEXIST);
+    }
+    // This frame is the table's, the ones after it are the tally's.
+    let account = ACCOUNTS.get_ptr_mut(&key)?;
+    claim(owner, ifindex, class);
+    Some(account)
+}
+
+#[inline(always)]
 fn credit_rx(owner: u32, wire: &Wire) -> u32 {
     let Some(account) = account(owner, wire) else {
         return 1;
@@ -706,6 +789,11 @@ fn credit_rx(owner: u32, wire: &Wire) -> u32 {
 /// One body, called from every range of a segment: inlining it sixteen times would not verify.
 #[inline(never)]
 pub fn credit_tx(owner: u32, wire: &Wire) -> u32 {
+    credit_tx_here(owner, wire)
+}
+
+#[inline(always)]
+fn credit_tx_here(owner: u32, wire: &Wire) -> u32 {
     let Some(account) = account(owner, wire) else {
         return 1;
     };

@@ -12,7 +12,7 @@ use aya_ebpf::{
 };
 use flow_abi::{
     Connection, Direction, KernelLayout, Process,
-    connection::{STATE_CLOSE, STATE_ESTABLISHED, STATE_SYN_SENT, UNKNOWN},
+    connection::{STATE_CLOSE, STATE_ESTABLISHED, STATE_LAST_ACK, STATE_SYN_SENT, UNKNOWN},
     kind,
 };
 
@@ -175,8 +175,12 @@ unsafe fn live(ctx: &SockOpsContext) {
                 (*connection).closed_ns = bpf_ktime_get_ns();
                 (*connection).state = state;
                 // The entry stays for the gateway to collect: a reset may still follow (close()
-                // with unread data), and a lost event must not lose the connection.
-                event::connection(kind::CLOSE, connection);
+                // with unread data), and a lost event must not lose the connection. Not so where
+                // the peer has acknowledged our FIN after its own, and the event is told.
+                let last = (*connection).last_state == STATE_LAST_ACK;
+                if event::connection(kind::CLOSE, connection, last) && last {
+                    let _ = CONNECTIONS.remove(&cookie);
+                }
             } else {
                 (*connection).state = state;
             }
@@ -228,7 +232,7 @@ unsafe fn begin(ctx: &SockOpsContext, op: u32, cookie: u64, namespace: u64) {
         } else {
             ((now - (*connection).opened_ns) / 1000) as u32
         };
-        event::connection(kind::OPEN, connection);
+        event::connection(kind::OPEN, connection, false);
     }
 }
 

@@ -9,7 +9,7 @@ use aya_ebpf::{
 };
 use flow_abi::{
     Account, AccountKey, Cell, Endpoint, EndpointKey, FlowCounters, FlowKey, InterfaceCells, Slot,
-    SocketSlot,
+    SocketSlot, Tally,
 };
 
 // Preallocated, so that a full table fails countably instead of evicting silently.
@@ -20,6 +20,10 @@ pub static FLOWS: HashMap<FlowKey, FlowCounters> = HashMap::with_max_entries(1 <
 #[map]
 pub static ACCOUNTS: PerCpuHashMap<AccountKey, Account> =
     PerCpuHashMap::with_max_entries(1 << 14, BPF_F_NO_PREALLOC);
+
+// In front of accounts and interfaces: most frames' counters are found here by index.
+#[map]
+pub static TALLIES: PerCpuArray<Tally> = PerCpuArray::with_max_entries(Tally::COUNT, 0);
 
 #[map]
 pub static INTERFACES: PerCpuHashMap<u32, InterfaceCells> =

@@ -4,6 +4,8 @@
 //! extension headers straight from the packet; everything else, and frames whose headers are not
 //! in the linear part, goes through [`general`], which copies with bounds checks.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::programs::TcContext;
 use flow_abi::{Direction, FlowKey, cell};
 
@@ -61,22 +63,19 @@ impl Parsed {
     }
 }
 
-/// True when the frame has a 5-tuple; otherwise `out.cell` says where it belongs.
+/// True when the frame has a 5-tuple; otherwise `out.cell` says where it belongs. Fills `out` either
+/// way, and not beforehand: zeroing it is a call that writes byte by byte, for every frame.
 #[inline(always)]
 pub fn parse<const ETHERNET: bool>(
     ctx: &TcContext,
     direction: Direction,
-    out: &mut Parsed,
+    out: &mut MaybeUninit<Parsed>,
 ) -> bool {
-    // SAFETY: `fast` checks every access against data_end.
-    if ETHERNET && unsafe { fast(ctx, direction, out) }.is_some() {
+    // SAFETY: `fast` checks every access against data_end, and fills `out` when it is the one.
+    if ETHERNET && unsafe { fast(ctx, direction, out.as_mut_ptr()) }.is_some() {
         return true;
     }
-    // Apart from `out`, which would otherwise live in memory for every frame because of these few.
-    let mut rare = Parsed::empty();
-    let has_tuple = general::<ETHERNET>(ctx, direction, &mut rare) == 0;
-    *out = rare;
-    has_tuple
+    general::<ETHERNET>(ctx, direction, out) == 0
 }
 
 type Addr = [u32; 4];
@@ -88,7 +87,7 @@ fn set_key(
     (source, source_port): (Addr, u16),
     (destination, destination_port): (Addr, u16),
     protocol: u8,
-    out: &mut Parsed,
+    key: &mut FlowKey,
 ) {
     let (local, remote, local_port, remote_port) = match direction {
         Direction::Tx => (source, destination, source_port, destination_port),
@@ -96,34 +95,49 @@ fn set_key(
     };
     // SAFETY: [u32; 4] and [u8; 16] have the same size and no invalid values.
     unsafe {
-        out.key.local = core::mem::transmute::<Addr, [u8; 16]>(local);
-        out.key.remote = core::mem::transmute::<Addr, [u8; 16]>(remote);
-        out.key.ifindex = interface::number((*ctx.skb.skb).ifindex);
+        key.local = core::mem::transmute::<Addr, [u8; 16]>(local);
+        key.remote = core::mem::transmute::<Addr, [u8; 16]>(remote);
+        key.ifindex = interface::number((*ctx.skb.skb).ifindex);
     }
-    out.key.local_port = local_port;
-    out.key.remote_port = remote_port;
-    out.key.protocol = protocol;
+    key.local_port = local_port;
+    key.remote_port = remote_port;
+    // With the reserved bytes: three zeros by themselves would be a call.
+    // SAFETY: the key's last word, which its type aligns.
+    unsafe {
+        let last = (&raw mut key.protocol).cast::<u32>();
+        core::ptr::write_volatile(last, u32::from_ne_bytes([protocol, 0, 0, 0]));
+    }
 }
 
+/// Whole words, in one load each. The IP header lies on a word boundary where the processor asks for
+/// it (`NET_IP_ALIGN`), and everywhere else it need not; told that it is unaligned, the compiler
+/// would put every word together from bytes.
+///
 /// # Safety
 /// `start` and `end` must be the skb's data and data_end.
 #[inline(always)]
-unsafe fn read<T: Copy>(start: usize, end: usize, offset: usize) -> Option<T> {
-    if start + offset + core::mem::size_of::<T>() > end {
+unsafe fn words<const N: usize>(start: usize, end: usize, offset: usize) -> Option<[u32; N]> {
+    if start + offset + N * 4 > end {
         return None;
     }
-    Some(unsafe { core::ptr::read_unaligned((start + offset) as *const T) })
+    let at = (start + offset) as *const u32;
+    Some(core::array::from_fn(|index| unsafe {
+        core::ptr::read_volatile(at.add(index))
+    }))
 }
 
 /// # Safety
-/// Reads packet memory; every read is bounds checked.
+/// Reads packet memory; every read is bounds checked. Writes every field of `out`, or returns none.
 #[inline(always)]
-unsafe fn fast(ctx: &TcContext, direction: Direction, out: &mut Parsed) -> Option<()> {
+unsafe fn fast(ctx: &TcContext, direction: Direction, out: *mut Parsed) -> Option<()> {
     let (start, end) = (ctx.data(), ctx.data_end());
-    let ethertype = u16::from_be(unsafe { read::<u16>(start, end, 12) }?);
-    let (source, destination, l4_offset, protocol);
+    if start + 14 > end {
+        return None;
+    }
+    let ethertype = u16::from_be(unsafe { core::ptr::read_volatile((start + 12) as *const u16) });
+    let (source, destination, l4_offset, protocol, ip_end);
     if ethertype == ETH_IPV4 {
-        let words: [u32; 5] = unsafe { read(start, end, 14) }?;
+        let words: [u32; 5] = unsafe { words(start, end, 14) }?;
         // Version 4, no options; neither "more fragments" nor an offset.
         if words[0] as u8 != 0x45 || (words[1] >> 16) as u16 & 0xff3f != 0 {
             return None;
@@ -133,18 +147,18 @@ unsafe fn fast(ctx: &TcContext, direction: Direction, out: &mut Parsed) -> Optio
         if total_len != 0 && total_len < 20 {
             return None;
         }
-        out.ip_end = if total_len == 0 { 0 } else { 14 + total_len };
+        ip_end = if total_len == 0 { 0 } else { 14 + total_len };
         source = [0, 0, MAPPED, words[3]];
         destination = [0, 0, MAPPED, words[4]];
         l4_offset = 34;
     } else if ethertype == ETH_IPV6 {
-        let words: [u32; 10] = unsafe { read(start, end, 14) }?;
+        let words: [u32; 10] = unsafe { words(start, end, 14) }?;
         if words[0] as u8 >> 4 != 6 {
             return None;
         }
         protocol = (words[1] >> 16) as u8;
         let payload_len = u16::from_be(words[1] as u16) as u32;
-        out.ip_end = if payload_len == 0 {
+        ip_end = if payload_len == 0 {
             0
         } else {
             54 + payload_len
@@ -155,42 +169,56 @@ unsafe fn fast(ctx: &TcContext, direction: Direction, out: &mut Parsed) -> Optio
     } else {
         return None;
     }
-    let (source_port, destination_port);
+    let (source_port, destination_port, seq, tcp_flags, window, header_len);
     if protocol == TCP {
-        let words: [u32; 4] = unsafe { read(start, end, l4_offset) }?;
+        let words: [u32; 4] = unsafe { words(start, end, l4_offset) }?;
         let header = ((words[3] & 0xf0) >> 4) * 4;
         if header < 20 {
             return None;
         }
         source_port = u16::from_be(words[0] as u16);
         destination_port = u16::from_be((words[0] >> 16) as u16);
-        out.seq = u32::from_be(words[1]);
-        out.tcp_flags = (words[3] >> 8) as u8;
-        out.window = (words[3] >> 16) as u16;
-        out.header_len = l4_offset as u32 + header;
+        seq = u32::from_be(words[1]);
+        tcp_flags = (words[3] >> 8) as u8;
+        window = (words[3] >> 16) as u16;
+        header_len = l4_offset as u32 + header;
     } else if protocol == UDP {
-        let words: [u32; 2] = unsafe { read(start, end, l4_offset) }?;
+        let words: [u32; 2] = unsafe { words(start, end, l4_offset) }?;
         source_port = u16::from_be(words[0] as u16);
         destination_port = u16::from_be((words[0] >> 16) as u16);
-        out.header_len = l4_offset as u32 + 8;
+        header_len = l4_offset as u32 + 8;
+        (seq, tcp_flags, window) = (0, 0, 0);
     } else {
         return None;
     }
-    set_key(
-        ctx,
-        direction,
-        (source, source_port),
-        (destination, destination_port),
-        protocol,
-        out,
-    );
+    unsafe {
+        (*out).header_len = header_len;
+        (*out).ip_end = ip_end;
+        (*out).seq = seq;
+        (*out).tcp_flags = tcp_flags;
+        (*out).window = window;
+        (*out).cell = cell::UNPARSABLE as u32;
+        set_key(
+            ctx,
+            direction,
+            (source, source_port),
+            (destination, destination_port),
+            protocol,
+            &mut (*out).key,
+        );
+    }
     Some(())
 }
 
 /// The rare frames, away from the code that runs for every other one. Returns 0 when the frame has
 /// a 5-tuple.
 #[inline(never)]
-fn general<const ETHERNET: bool>(ctx: &TcContext, direction: Direction, out: &mut Parsed) -> u32 {
+fn general<const ETHERNET: bool>(
+    ctx: &TcContext,
+    direction: Direction,
+    out: &mut MaybeUninit<Parsed>,
+) -> u32 {
+    let out = out.write(Parsed::empty());
     copied::<ETHERNET>(ctx, direction, out).is_err() as u32
 }
 
@@ -316,7 +344,7 @@ fn copied<const ETHERNET: bool>(
         (source, source_port),
         (destination, destination_port),
         protocol,
-        out,
+        &mut out.key,
     );
     Ok(())
 }

@@ -360,10 +360,14 @@ impl Connections {
     /// The last events, oldest first.
     #[must_use]
     pub fn events(&self) -> Vec<EventLine> {
-        self.memory().events.iter().cloned().collect()
+        let events: Vec<(Event, u64)> = self.memory().events.iter().copied().collect();
+        let lines = events.iter();
+        lines
+            .map(|(event, delay_ns)| self.line(event, *delay_ns))
+            .collect()
     }
 
-    pub(super) fn line(&self, event: &Event, delay_ns: u64) -> EventLine {
+    fn line(&self, event: &Event, delay_ns: u64) -> EventLine {
         let head = event.head();
         let name = kind::NAMES
             .get(usize::try_from(head.kind).unwrap_or(0))

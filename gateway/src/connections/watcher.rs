@@ -11,22 +11,22 @@ use std::{
     time::Duration,
 };
 
-use aya::maps::{MapData, RingBuf};
 use flow_abi::{Connection, kind};
 
 use super::{Connections, End};
 use crate::{
     export::ConnectionMetrics,
-    kernel::events::{self, Event, monotonic_ns},
+    kernel::events::{Event, Ring, monotonic_ns},
 };
 
 /// How long a closed connection waits for the reset that close() sends after it.
 const SETTLE_NS: u64 = 20_000_000;
 /// The table is searched for connections whose close event was lost so often.
 const SWEEP_NS: u64 = 5_000_000_000;
-/// After a burst the next is waited for so long without being woken: at thousands of connections a
-/// second a wake-up for each event costs more than the event. Adds this to its delay at most.
-const PACE: Duration = Duration::from_micros(300);
+/// While there are events the next are looked for after so long, and nobody wakes the reader: at
+/// thousands of connections a second a wake-up costs more than the event. Adds this to an event's
+/// delay at most.
+const PACE: Duration = Duration::from_micros(500);
 /// Nothing happens for so long: look whether it is time to stop.
 const IDLE: Duration = Duration::from_millis(250);
 
@@ -34,7 +34,7 @@ const IDLE: Duration = Duration::from_millis(250);
 pub struct Watcher {
     connections: Arc<Connections>,
     metrics: ConnectionMetrics,
-    ring: RingBuf<MapData>,
+    ring: Ring,
     /// Over since, and which.
     ending: VecDeque<(u64, u64)>,
     swept_ns: u64,
@@ -49,11 +49,7 @@ pub struct WatcherThread {
 impl Watcher {
     /// A watcher over the ring buffer.
     #[must_use]
-    pub fn new(
-        connections: Arc<Connections>,
-        metrics: ConnectionMetrics,
-        ring: RingBuf<MapData>,
-    ) -> Self {
+    pub fn new(connections: Arc<Connections>, metrics: ConnectionMetrics, ring: Ring) -> Self {
         Self {
             connections,
             metrics,
@@ -88,7 +84,15 @@ impl Watcher {
                 Duration::from_nanos(left).max(Duration::from_millis(1))
             }
         };
-        events::wait(&self.ring, timeout);
+        if !self.take_events() {
+            self.ring.wait(timeout);
+            self.take_events();
+        }
+        self.collect();
+    }
+
+    /// Works on what is there, and rests for a moment if that was anything.
+    fn take_events(&mut self) -> bool {
         let Self {
             connections,
             metrics,
@@ -97,7 +101,7 @@ impl Watcher {
             ..
         } = self;
         let mut found = false;
-        events::drain(ring, |event| {
+        ring.drain(|event| {
             found = true;
             let now = monotonic_ns();
             let head = event.head();
@@ -108,16 +112,20 @@ impl Watcher {
                 if head.kind == kind::OPEN {
                     connections.meet(connection);
                     metrics.opened(&connections.place(connection));
+                } else if head.last != 0 {
+                    let place = connections.place(connection);
+                    metrics.closed(&place, End::of(connection), connection);
+                    connections.remember_closed(*connection);
                 } else {
                     ending.push_back((now, connection.cookie));
                 }
             }
-            connections.remember_event(connections.line(&event, delay));
+            connections.remember_event(event, delay);
         });
-        self.collect();
         if found {
-            std::thread::sleep(PACE);
+            ring.pace(PACE);
         }
+        found
     }
 
     fn collect(&mut self) {

@@ -11,8 +11,8 @@ use aya::maps::{
     HashMap as AyaHashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues,
 };
 use flow_abi::{
-    Account, AccountKey, Cell, Endpoint, EndpointKey, FlowCounters, FlowKey, InterfaceCells, cell,
-    name, side,
+    Account, AccountKey, Cell, Endpoint, EndpointKey, FlowCounters, FlowKey, InterfaceCells, Tally,
+    cell, name, side,
 };
 
 use super::{
@@ -23,6 +23,8 @@ use super::{
 pub struct Maps {
     pub(super) flows: MapData,
     pub(super) accounts: MapData,
+    /// In front of accounts and interfaces ([`Tally`]): either holds a part of a counter.
+    tallies: MapData,
     pub(super) interfaces: MapData,
     pub(super) orphans: MapData,
     pub(super) endpoints: MapData,
@@ -52,7 +54,7 @@ pub struct Reading {
 impl Maps {
     pub(super) fn new(
         flows: MapData,
-        accounts: MapData,
+        [accounts, tallies]: [MapData; 2],
         interfaces: MapData,
         orphans: MapData,
         endpoints: MapData,
@@ -65,6 +67,7 @@ impl Maps {
             going: None,
             flows,
             accounts,
+            tallies,
             interfaces,
             orphans,
             endpoints,
@@ -84,7 +87,7 @@ impl Maps {
         pins.check_layout()?;
         Self::new(
             open(name::FLOWS)?,
-            open(name::ACCOUNTS)?,
+            [open(name::ACCOUNTS)?, open(name::TALLIES)?],
             open(name::INTERFACES)?,
             open(name::ORPHANS)?,
             open(name::ENDPOINTS)?,
@@ -101,6 +104,17 @@ impl Maps {
         let mut all = HashMap::new();
         self.each_interface(|number, cells| {
             all.insert(number, cells);
+        })?;
+        self.each_tally(|tally| {
+            if tally.owner == Tally::TOTAL {
+                let cells: &mut InterfaceCells = all.entry(tally.ifindex).or_default();
+                let account = &tally.account;
+                let [received, sent] = cells.cells.each_mut().map(|cells| &mut cells[cell::TOTAL]);
+                received.bytes += account.rx_bytes;
+                received.frames += account.rx_frames;
+                sent.bytes += account.tx_bytes;
+                sent.frames += account.tx_frames;
+            }
         })?;
         Ok(all)
     }
@@ -127,6 +141,17 @@ impl Maps {
                 reading.accounts.insert(key, sum);
             },
         )?;
+        self.each_tally(|tally| {
+            if tally.owner != Tally::TOTAL {
+                let key = AccountKey {
+                    owner: tally.owner,
+                    ifindex: tally.ifindex,
+                    class: tally.class,
+                };
+                let account = reading.accounts.entry(key).or_default();
+                *account = sum_accounts(account, &tally.account);
+            }
+        })?;
         reading.interfaces = self.read_cells()?;
         for (index, orphan) in reading.orphans.iter_mut().enumerate() {
             *orphan = self.orphan(u32::try_from(index).unwrap_or(0))?;
@@ -269,6 +294,21 @@ impl Maps {
                     }
                 }
                 visit(read_pod(key), sum);
+            },
+        )
+    }
+
+    /// Every place that is taken, of every processor.
+    fn each_tally(&self, mut visit: impl FnMut(Tally)) -> io::Result<()> {
+        batch::for_each(
+            self.tallies.fd().as_fd(),
+            size_of::<u32>(),
+            size_of::<Tally>() * self.possible_cpus,
+            |_, values| {
+                let tallies = values.chunks_exact(size_of::<Tally>()).map(read_pod);
+                tallies
+                    .filter(|tally: &Tally| tally.ifindex != 0)
+                    .for_each(&mut visit);
             },
         )
     }

@@ -10,16 +10,17 @@ use std::{
 use aya::maps::{MapInfo, MapType};
 use flow_abi::{
     Account, AccountKey, Cell, ClassKey, Endpoint, EndpointKey, FlowCounters, FlowKey,
-    InterfaceCells, SCHEMA, Slot, SocketSlot, name,
+    InterfaceCells, SCHEMA, Slot, SocketSlot, Tally, name,
 };
 
 use super::{Options, going, journal};
 use crate::owner::Entry;
 
 /// Maps of the object that outlive the process.
-pub(super) const PINNED: [&str; 10] = [
+pub(super) const PINNED: [&str; 11] = [
     name::FLOWS,
     name::ACCOUNTS,
+    name::TALLIES,
     name::INTERFACES,
     name::ENDPOINTS,
     name::CLASSES,
@@ -373,6 +374,11 @@ pub(super) fn layouts() -> [MapLayout; PINNED.len() + 2] {
             name::ACCOUNTS,
             MapType::PerCpuHash,
             SizeOf::of::<AccountKey, Account>(),
+        ),
+        of(
+            name::TALLIES,
+            MapType::PerCpuArray,
+            SizeOf::of::<u32, Tally>(),
         ),
         of(
             name::INTERFACES,

@@ -12,12 +12,12 @@ use std::{
 
 use aya::{
     Btf, Ebpf,
-    maps::{HashMap as AyaHashMap, Map, MapData, PerCpuArray, RingBuf},
+    maps::{Array, HashMap as AyaHashMap, Map, MapData, PerCpuArray, RingBuf},
     programs::{BtfTracePoint, CgroupAttachMode, CgroupSock, CgroupSockAddr, SockOps},
 };
 use flow_abi::{Connection, DropCount, DropKey, kind, name};
 
-use super::{Kernel, KernelError, batch, chain, layout::KernelTypes, map_error, own};
+use super::{Kernel, KernelError, batch, chain, events::Ring, layout::KernelTypes, map_error, own};
 
 /// One program, or a pair that is useful together.
 #[derive(Clone, Debug)]
@@ -35,7 +35,7 @@ pub struct Watch {
     /// What works.
     pub features: Vec<Feature>,
     /// Events; None when the ring buffer could not be mapped.
-    pub events: Option<RingBuf<MapData>>,
+    pub events: Option<Ring>,
     /// Connections, drops, losses.
     pub maps: WatchMaps,
     /// The kernel's words for why frames were dropped.
@@ -75,9 +75,11 @@ impl Kernel {
             .as_mut()
             .ok_or_else(|| KernelError::Load("the programs are attached already".into()))?;
         let maps = WatchMaps::take(ebpf)?;
+        let awake: Array<MapData, u32> = typed(ebpf, name::EVENTS_AWAKE)?;
         let events = ebpf
             .take_map(name::EVENTS)
-            .and_then(|map| RingBuf::try_from(map).ok());
+            .and_then(|map| RingBuf::try_from(map).ok())
+            .map(|ring| Ring::new(ring, awake));
         Ok(Watch {
             features: attach(ebpf),
             events,

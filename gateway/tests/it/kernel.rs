@@ -8,7 +8,7 @@ use edgemeter::{
     class::ClassId,
     kernel::{self, Maps, Options, Reading},
 };
-use flow_abi::{AccountKey, Endpoint, cell, name, side};
+use flow_abi::{AccountKey, Endpoint, Tally, cell, name, side};
 
 use crate::packets::{Case, cases};
 
@@ -261,6 +261,49 @@ fn a_flow_at_an_endpoint_is_the_gateways() {
         bare.bytes,
         "an acknowledgement is overhead"
     );
+}
+
+#[test]
+fn owners_whose_tallies_fall_on_one_place_are_both_counted() {
+    let (ebpf, maps) = load(&options());
+    maps.make_cells(LOOPBACK).unwrap();
+    let place = |owner| Tally::place(owner, LOOPBACK, 0);
+    let (first, second) = (7, 7 + Tally::COUNT);
+    assert_eq!(place(first), place(second));
+    let owners = |overhead_owner| Endpoint {
+        overhead_owner,
+        unclaimed_owner: 9,
+    };
+    maps.set_endpoints(&[
+        ("[::]:8080".parse().unwrap(), side::LISTENER, owners(first)),
+        ("10.0.0.1:8080".parse().unwrap(), side::PEER, owners(second)),
+    ])
+    .unwrap();
+    let case = cases()
+        .into_iter()
+        .find(|case| case.name == "tcp4 without payload")
+        .unwrap();
+    // The first frame of either makes its account, the first's ones after it are in the tally.
+    for _ in 0..3 {
+        run(&ebpf, name::EGRESS, &case);
+        run(&ebpf, name::INGRESS, &case);
+    }
+    let accounts = maps.read().unwrap().accounts;
+    let account = |owner| {
+        accounts[&AccountKey {
+            owner,
+            ifindex: LOOPBACK,
+            class: 0,
+        }]
+    };
+    let sent = account(first);
+    assert_eq!((sent.tx_bytes, sent.tx_frames), (3 * case.bytes, 3));
+    let received = account(second);
+    assert_eq!((received.rx_bytes, received.rx_frames), (3 * case.bytes, 3));
+    for direction in 0..2 {
+        let (total, sum, ..) = sums(&maps, direction);
+        assert_eq!((total, sum), (3 * case.bytes, 3 * case.bytes));
+    }
 }
 
 #[test]
