@@ -101,19 +101,24 @@ impl Maps {
     /// # Errors
     /// The map could not be read.
     pub fn read_cells(&self) -> io::Result<HashMap<u32, InterfaceCells>> {
-        let mut all = HashMap::new();
-        self.each_interface(|number, cells| {
-            all.insert(number, cells);
-        })?;
+        let mut all: HashMap<u32, InterfaceCells> = HashMap::new();
+        // The totals first, as the programs add them last: what is total here has its place below.
         self.each_tally(|tally| {
             if tally.owner == Tally::TOTAL {
-                let cells: &mut InterfaceCells = all.entry(tally.ifindex).or_default();
+                let cells = &mut all.entry(tally.ifindex).or_default().cells;
+                let [received, sent] = cells.each_mut().map(|cells| &mut cells[cell::TOTAL]);
                 let account = &tally.account;
-                let [received, sent] = cells.cells.each_mut().map(|cells| &mut cells[cell::TOTAL]);
                 received.bytes += account.rx_bytes;
                 received.frames += account.rx_frames;
                 sent.bytes += account.tx_bytes;
                 sent.frames += account.tx_frames;
+            }
+        })?;
+        self.each_interface(|number, cells| {
+            let sum = all.entry(number).or_default().cells.iter_mut().flatten();
+            for (to, from) in sum.zip(cells.cells.iter().flatten()) {
+                to.bytes += from.bytes;
+                to.frames += from.frames;
             }
         })?;
         Ok(all)
