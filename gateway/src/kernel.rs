@@ -193,7 +193,8 @@ impl Kernel {
             .then(|| aya_log::EbpfLogger::init(&mut ebpf))
             .transpose()
             .map_err(|error| KernelError::Load(error.to_string()))?;
-        let mut maps = load_programs(&mut ebpf)?;
+        load_tc(&mut ebpf)?;
+        let mut maps = open_maps(&ebpf)?;
         match going::open(pins.as_ref()) {
             Ok(going) => maps.going = Some(going),
             Err(error) => notices.push(format!(
@@ -204,21 +205,19 @@ impl Kernel {
             maps.finish_leaving()
                 .map_err(|error| map_error(going::NAME, error))?;
         }
-        let slots = take(&mut ebpf, name::SLOTS)?;
+        let slots = data(&ebpf, name::SLOTS)?;
         let slots_len = slots
             .info()
             .map_err(|error| map_error(name::SLOTS, error))?
             .max_entries();
-        let socket_slots = take(&mut ebpf, name::SOCKET_SLOTS)?;
+        let socket_slots = data(&ebpf, name::SOCKET_SLOTS)?;
         let accounts_id = maps
             .accounts
             .info()
             .map_err(|error| map_error(name::ACCOUNTS, error))?
             .id();
         let flows = own(&maps.flows, name::FLOWS)?;
-        let namespaces = ebpf
-            .take_map(name::NAMESPACES)
-            .ok_or_else(|| map_error(name::NAMESPACES, "not in the object"))?
+        let namespaces = hold(&ebpf, name::NAMESPACES)?
             .try_into()
             .map_err(|error| map_error(name::NAMESPACES, error))?;
         let journal = match OwnerJournal::open(pins.as_ref()) {
@@ -338,7 +337,11 @@ impl Kernel {
 pub fn load_for_test(options: &Options) -> Result<(Ebpf, Maps), KernelError> {
     let object = object::bytes().map_err(KernelError::Object)?;
     let mut ebpf = load(&object, options, None, &kernel_types())?;
-    let maps = load_programs(&mut ebpf)?;
+    load_tc(&mut ebpf)?;
+    for program in [name::INGRESS_BARE, name::EGRESS_BARE] {
+        load_program(&mut ebpf, program)?;
+    }
+    let maps = open_maps(&ebpf)?;
     Ok((ebpf, maps))
 }
 
@@ -360,33 +363,36 @@ fn kernel_types() -> KernelTypes {
     })
 }
 
-/// All of them now, before any map is taken out: until they are loaded, the programs know their
-/// maps by descriptor only, and a closed descriptor's number is soon another map's.
+/// What every gateway needs. The programs for interfaces without an Ethernet header are loaded
+/// with the first of these: the kernel takes as long to verify them as it does for all others.
 fn load_tc(ebpf: &mut Ebpf) -> Result<(), KernelError> {
     for program in [name::INGRESS, name::EGRESS] {
-        program_mut(ebpf, program)?
-            .load()
-            .map_err(|error| KernelError::Load(format!("{program}: {}", chain(&error))))?;
-    }
-    for program in [name::INGRESS_BARE, name::EGRESS_BARE] {
-        if let Err(error) = program_mut(ebpf, program)?.load() {
-            log::warn!("{program}: {}; tunnels are not observed", chain(&error));
-        }
+        load_program(ebpf, program)?;
     }
     Ok(())
 }
 
-fn load_programs(ebpf: &mut Ebpf) -> Result<Maps, KernelError> {
-    load_tc(ebpf)?;
+/// Loads a program, if it is not.
+fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), KernelError> {
+    let program = program_mut(ebpf, name)?;
+    if program.fd().is_ok() {
+        return Ok(());
+    }
+    program
+        .load()
+        .map_err(|error| KernelError::Load(format!("{name}: {}", chain(&error))))
+}
+
+fn open_maps(ebpf: &Ebpf) -> Result<Maps, KernelError> {
     let maps = Maps::new(
-        take(ebpf, name::FLOWS)?,
-        [take(ebpf, name::ACCOUNTS)?, take(ebpf, name::TALLIES)?],
-        take(ebpf, name::INTERFACES)?,
-        take(ebpf, name::ORPHANS)?,
-        take(ebpf, name::ENDPOINTS)?,
+        data(ebpf, name::FLOWS)?,
+        [data(ebpf, name::ACCOUNTS)?, data(ebpf, name::TALLIES)?],
+        data(ebpf, name::INTERFACES)?,
+        data(ebpf, name::ORPHANS)?,
+        data(ebpf, name::ENDPOINTS)?,
         [
-            take(ebpf, name::CLASSES)?,
-            take(ebpf, name::CLASS_GENERATION)?,
+            data(ebpf, name::CLASSES)?,
+            data(ebpf, name::CLASS_GENERATION)?,
         ],
     )
     .map_err(|error| map_error("possible CPUs", error))?;
@@ -442,11 +448,27 @@ fn program_mut<'a>(
         .map_err(|error| KernelError::Load(format!("{program}: {error}")))
 }
 
-fn take(ebpf: &mut Ebpf, map: &'static str) -> Result<MapData, KernelError> {
-    let found = ebpf
-        .take_map(map)
-        .ok_or_else(|| map_error(map, "not in the object"))?;
-    match found {
+/// A second hold on a map. The object keeps its own: a program knows its maps by descriptor only
+/// until it is loaded, and a closed descriptor's number is soon another map's.
+fn hold(ebpf: &Ebpf, map: &'static str) -> Result<Map, KernelError> {
+    let again = |data: &MapData| {
+        own(data, map).and_then(|fd| MapData::from_fd(fd).map_err(|error| map_error(map, error)))
+    };
+    match ebpf.map(map) {
+        None => Err(map_error(map, "not in the object")),
+        Some(Map::HashMap(data)) => again(data).map(Map::HashMap),
+        Some(Map::PerCpuHashMap(data)) => again(data).map(Map::PerCpuHashMap),
+        Some(Map::Array(data)) => again(data).map(Map::Array),
+        Some(Map::PerCpuArray(data)) => again(data).map(Map::PerCpuArray),
+        Some(Map::LpmTrie(data)) => again(data).map(Map::LpmTrie),
+        Some(Map::SkStorage(data)) => again(data).map(Map::SkStorage),
+        Some(Map::RingBuf(data)) => again(data).map(Map::RingBuf),
+        Some(other) => Err(map_error(map, format!("has an unexpected type: {other:?}"))),
+    }
+}
+
+fn data(ebpf: &Ebpf, map: &'static str) -> Result<MapData, KernelError> {
+    match hold(ebpf, map)? {
         Map::HashMap(data)
         | Map::PerCpuHashMap(data)
         | Map::Array(data)

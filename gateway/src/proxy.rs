@@ -13,6 +13,7 @@ pub mod experiment;
 mod forward;
 pub mod forward_auth;
 pub mod frames;
+pub mod full;
 pub mod full_http2;
 pub mod gate;
 pub mod generation;

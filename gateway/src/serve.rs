@@ -37,6 +37,8 @@ use crate::{
 
 /// How often a draining gateway looks whether it is done.
 const LOOK: Duration = Duration::from_millis(20);
+/// How long after the start what can wait waits.
+const AFTERWARDS: Duration = Duration::from_millis(50);
 /// A draining gateway lives at least so long: the answer to who asked for it is under way.
 const DRAIN_MIN: Duration = Duration::from_millis(200);
 
@@ -89,6 +91,8 @@ fn key(address: SocketAddr) -> String {
     address.to_string()
 }
 
+type Work = Box<dyn FnOnce() + Send>;
+
 /// How far the process is.
 pub struct Serving {
     sockets: Mutex<Sockets>,
@@ -96,6 +100,8 @@ pub struct Serving {
     /// Services to be started, and those that have.
     services: AtomicUsize,
     started: AtomicUsize,
+    /// What is done once it serves.
+    afterwards: Mutex<Vec<Work>>,
     /// Load balancers are to look elsewhere.
     leaving: AtomicBool,
     /// True: clients are accepted no more.
@@ -120,6 +126,7 @@ impl Serving {
             sockets: Mutex::new(sockets),
             services: AtomicUsize::new(0),
             started: AtomicUsize::new(0),
+            afterwards: Mutex::default(),
             leaving: AtomicBool::new(false),
             accept: watch::channel(false).0,
             admin: watch::channel(false).0,
@@ -128,6 +135,30 @@ impl Serving {
             delay: config.gateway.drain_delay,
             grace: config.gateway.grace,
         }))
+    }
+
+    /// Does this once the process serves, on a thread of its own: what no start is to wait for.
+    pub fn afterwards(&self, work: impl FnOnce() + Send + 'static) {
+        let afterwards = self.afterwards.lock();
+        let mut afterwards = afterwards.unwrap_or_else(PoisonError::into_inner);
+        afterwards.push(Box::new(work));
+    }
+
+    fn begin_afterwards(&self) {
+        let afterwards = self.afterwards.lock();
+        let works = std::mem::take(&mut *afterwards.unwrap_or_else(PoisonError::into_inner));
+        let started = std::thread::Builder::new()
+            .name("afterwards".into())
+            .spawn(move || {
+                // The first answers have the processor to themselves.
+                std::thread::sleep(AFTERWARDS);
+                for work in works {
+                    work();
+                }
+            });
+        if let Err(error) = started {
+            log::error!("what is to be done after the start is not: no thread ({error})");
+        }
     }
 
     /// A service that starts and stops by what this says.
@@ -273,6 +304,7 @@ impl<S: Service> Service for Followed<S> {
         let started = serving.started.fetch_add(1, Ordering::Relaxed) + 1;
         if started == serving.services.load(Ordering::Relaxed) {
             systemd::serving();
+            serving.begin_afterwards();
         }
         let sockets = Arc::clone(&serving.for_pingora);
         self.service

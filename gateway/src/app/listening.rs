@@ -5,7 +5,6 @@ use std::sync::Arc;
 use pingora::{
     apps::http_app::ServeHttp,
     listeners::{L4BufferSettings, ListenerConfig},
-    proxy::http_proxy,
     server::{RunArgs, Server, configuration::ServerConf},
     services::listening::Service,
 };
@@ -14,8 +13,9 @@ use crate::{
     admin::Admin,
     config::{Config, ListenerIndex},
     proxy::{
-        Gateway, Shared,
+        Shared,
         app::MeteredApp,
+        full::Full,
         full_http2::FullHttp2,
         lane::{Lane, Pools},
     },
@@ -39,14 +39,13 @@ pub(super) fn serve(shared: &Arc<Shared>, config: &Config, serving: &Arc<Serving
     server.bootstrap();
     let conf = Arc::clone(&server.configuration);
     let pools = Arc::new(Pools::default());
+    let mut all_full = Vec::new();
     for (index, listener) in config.listeners.iter().enumerate() {
         let listener_index = ListenerIndex(index);
-        let gateway = Gateway {
-            shared: Arc::clone(shared),
-            listener: listener_index,
-        };
+        let full = Arc::new(Full::new(&conf, shared, listener_index));
+        all_full.push(Arc::clone(&full));
         let app = MeteredApp {
-            proxy: Arc::new(http_proxy(&conf, gateway)),
+            full,
             full_http2: FullHttp2::new(&conf, shared, listener_index),
             lane: Lane {
                 shared: Arc::clone(shared),
@@ -59,14 +58,20 @@ pub(super) fn serve(shared: &Arc<Shared>, config: &Config, serving: &Arc<Serving
         let mut service = Service::new(format!("listener {}", listener.name), app);
         let address = listener.address.to_string();
         // TLS is the guard's: a reload may change it. Each lane has buffers of its own, and only
-        // while data moves: pingora's is 64 KiB a connection.
-        let unbuffered = L4BufferSettings::default().read(0);
+        // while data moves: pingora's are 64 KiB a connection for what is read, 1.4 for what is
+        // written.
+        let unbuffered = L4BufferSettings::unbuffered();
         service.add_listener(ListenerConfig::tcp(address).l4_buffer(unbuffered));
         server.add_service(serving.follow(service, false));
     }
     let mut service = Service::new("admin".into(), admin);
     service.add_tcp(&config.admin.listen.to_string());
     server.add_service(serving.follow(service, true));
+    serving.afterwards(move || {
+        for full in &all_full {
+            full.proxy();
+        }
+    });
     server.run(RunArgs {
         shutdown_signal: serving.way_out(),
     });

@@ -21,7 +21,7 @@ use flow_abi::name;
 use super::{
     KernelError, PinDirectory, chain,
     devices::{Device, Framing},
-    program_mut,
+    load_program, program_mut,
 };
 
 /// Fixed, so that a later process finds and replaces our filter instead of adding one.
@@ -129,6 +129,7 @@ pub(super) fn attach(
             Framing::Bare(_) => bare,
             Framing::Ethernet | Framing::Loopback => ethernet,
         };
+        load_program(ebpf, program)?;
         let program = program_mut(ebpf, program)?;
         let pin = pins.map(|pins| pins.link(pinned, direction));
         let pin = pin.as_deref();

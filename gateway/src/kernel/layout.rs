@@ -1,7 +1,7 @@
 //! What the running kernel's own BTF says: where structure members lie, what drop reasons are
 //! called. Stands in for CO-RE relocations, which Rust does not emit.
 
-use std::{collections::HashMap, io, path::Path};
+use std::{collections::HashMap, fs::File, io, ops::Deref, os::fd::AsRawFd as _, path::Path};
 
 use flow_abi::KernelLayout;
 
@@ -35,7 +35,7 @@ impl KernelTypes {
     /// # Errors
     /// There is no BTF, or it is not what this parser knows.
     pub fn read() -> io::Result<Self> {
-        let bytes = std::fs::read(Path::new(VMLINUX))?;
+        let bytes = types()?;
         Self::parse(&bytes).ok_or_else(|| {
             io::Error::new(io::ErrorKind::InvalidData, format!("{VMLINUX} is not BTF"))
         })
@@ -75,13 +75,81 @@ impl KernelTypes {
     }
 }
 
+/// The kernel's types as they are.
+pub(super) fn types() -> io::Result<Blob> {
+    Blob::read(Path::new(VMLINUX))
+}
+
+/// What is looked for: a start waits for it, and a kernel has more than a hundred thousand types.
+const WANTED: [(u32, &str); 7] = [
+    (KIND_STRUCT, "tcp_sock"),
+    (KIND_STRUCT, "sock_common"),
+    (KIND_STRUCT, "net"),
+    (KIND_STRUCT, "net_device"),
+    (KIND_STRUCT, "sk_buff"),
+    (KIND_ENUM, "skb_drop_reason"),
+    (KIND_TYPEDEF, "btf_trace_kfree_skb"),
+];
+
+/// The file, mapped where the kernel lets it be (Linux 6.16): reading 5 MiB page by page takes
+/// longer than parsing them.
+pub(super) enum Blob {
+    Mapped(*const u8, usize),
+    Read(Vec<u8>),
+}
+
+impl Blob {
+    fn read(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        let len = usize::try_from(file.metadata()?.len()).unwrap_or(0);
+        // SAFETY: a fresh private mapping of `len` bytes, which stay as they are while the kernel
+        // runs; it refuses a length of zero.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                libc::PROT_READ,
+                libc::MAP_PRIVATE,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return std::fs::read(path).map(Self::Read);
+        }
+        Ok(Self::Mapped(base.cast(), len))
+    }
+}
+
+impl Deref for Blob {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            // SAFETY: what `read` mapped, for as long as this lives.
+            Self::Mapped(base, len) => unsafe { std::slice::from_raw_parts(*base, *len) },
+            Self::Read(bytes) => bytes,
+        }
+    }
+}
+
+impl Drop for Blob {
+    fn drop(&mut self) {
+        if let Self::Mapped(base, len) = self {
+            // SAFETY: what `read` mapped.
+            unsafe { libc::munmap(base.cast_mut().cast(), *len) };
+        }
+    }
+}
+
 /// `include/uapi/linux/btf.h`: a header, types one after the other, strings.
 struct Btf<'a> {
     bytes: &'a [u8],
     /// Where each type starts; number 0 is void.
-    types: Vec<usize>,
+    types: Vec<u32>,
     strings: usize,
-    names: HashMap<(u32, &'a str), usize>,
+    /// Where those of [`WANTED`] are.
+    found: [Option<usize>; WANTED.len()],
 }
 
 impl<'a> Btf<'a> {
@@ -91,7 +159,7 @@ impl<'a> Btf<'a> {
             bytes,
             types: vec![0],
             strings: 0,
-            names: HashMap::new(),
+            found: [None; WANTED.len()],
         };
         if u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?) != MAGIC {
             return None;
@@ -102,15 +170,14 @@ impl<'a> Btf<'a> {
         btf.strings = header + btf.word(16)?;
         while at < end {
             let (kind, count) = btf.kind(at)?;
-            btf.types.push(at);
-            let name = btf.string(btf.word(at)?)?;
-            if !name.is_empty()
-                && matches!(
-                    kind,
-                    KIND_STRUCT | KIND_UNION | KIND_ENUM | KIND_ENUM64 | KIND_TYPEDEF
-                )
-            {
-                btf.names.entry((kind, name)).or_insert(at);
+            btf.types.push(u32::try_from(at).ok()?);
+            if matches!(kind, KIND_STRUCT | KIND_ENUM | KIND_TYPEDEF) {
+                let name = btf.strings + btf.word(at)?;
+                for (found, (wanted_kind, wanted)) in btf.found.iter_mut().zip(WANTED) {
+                    if kind == wanted_kind && found.is_none() && is_named(bytes, name, wanted) {
+                        *found = Some(at);
+                    }
+                }
             }
             at += 12
                 + match kind {
@@ -140,9 +207,14 @@ impl<'a> Btf<'a> {
         std::str::from_utf8(&bytes[..end]).ok()
     }
 
+    fn find(&self, kind: u32, name: &str) -> Option<usize> {
+        let number = WANTED.iter().position(|wanted| *wanted == (kind, name))?;
+        self.found[number]
+    }
+
     /// Byte offset of a member, also of an anonymous structure inside.
     fn offset(&self, structure: &str, member: &str) -> Option<u32> {
-        let at = *self.names.get(&(KIND_STRUCT, structure))?;
+        let at = self.find(KIND_STRUCT, structure)?;
         u32::try_from(self.member(at, member, 0)?).ok()
     }
 
@@ -171,7 +243,7 @@ impl<'a> Btf<'a> {
     /// Through const, volatile, restrict, typedef and type tags.
     fn resolve(&self, mut number: usize) -> Option<usize> {
         for _ in 0..16 {
-            let at = *self.types.get(number)?;
+            let at = usize::try_from(*self.types.get(number)?).ok()?;
             match self.kind(at)?.0 {
                 8..=11 | 18 => number = self.word(at + 8)?,
                 _ => return Some(at),
@@ -181,10 +253,10 @@ impl<'a> Btf<'a> {
     }
 
     fn values(&self, enumeration: &str) -> Vec<(u32, &'a str)> {
-        let Some(at) = self.names.get(&(KIND_ENUM, enumeration)) else {
+        let Some(at) = self.find(KIND_ENUM, enumeration) else {
             return Vec::new();
         };
-        let count = self.kind(*at).map_or(0, |(_, count)| count);
+        let count = self.kind(at).map_or(0, |(_, count)| count);
         (0..count)
             .filter_map(|index| {
                 let entry = at + 12 + 8 * index;
@@ -196,7 +268,7 @@ impl<'a> Btf<'a> {
 
     /// Number of parameters of the function a typedef points to.
     fn parameters(&self, typedef: &str) -> Option<usize> {
-        let at = *self.names.get(&(KIND_TYPEDEF, typedef))?;
+        let at = self.find(KIND_TYPEDEF, typedef)?;
         let pointer = self.resolve(self.word(at + 8)?)?;
         let function = self.resolve(self.word(pointer + 8)?)?;
         let (kind, count) = self.kind(function)?;
@@ -204,9 +276,25 @@ impl<'a> Btf<'a> {
     }
 }
 
+/// Whether this string is there, with its end.
+fn is_named(bytes: &[u8], at: usize, name: &str) -> bool {
+    let there = bytes.get(at..at + name.len() + 1);
+    there.is_some_and(|there| there.strip_prefix(name.as_bytes()) == Some(&[0]))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_cannot_be_mapped_is_read() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        // The kernel maps nothing that is empty.
+        assert!(matches!(Blob::read(file.path()), Ok(Blob::Read(ref bytes)) if bytes.is_empty()));
+        std::fs::write(file.path(), b"types").unwrap();
+        assert_eq!(&*Blob::read(file.path()).unwrap(), b"types");
+        assert!(Blob::read(Path::new("/nowhere")).is_err());
+    }
 
     #[test]
     fn the_running_kernels_types_are_found() {

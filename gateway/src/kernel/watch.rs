@@ -11,13 +11,19 @@ use std::{
 };
 
 use aya::{
-    Btf, Ebpf,
+    Btf, Ebpf, Endianness,
     maps::{Array, HashMap as AyaHashMap, Map, MapData, PerCpuArray, RingBuf},
     programs::{BtfTracePoint, CgroupAttachMode, CgroupSock, CgroupSockAddr, SockOps},
 };
 use flow_abi::{Connection, DropCount, DropKey, kind, name};
 
-use super::{Kernel, KernelError, batch, chain, events::Ring, layout::KernelTypes, map_error, own};
+use super::{
+    Kernel, KernelError, batch, chain, data,
+    events::Ring,
+    hold,
+    layout::{self, KernelTypes},
+    map_error, own,
+};
 
 /// One program, or a pair that is useful together.
 #[derive(Clone, Debug)]
@@ -74,12 +80,11 @@ impl Kernel {
             .ebpf
             .as_mut()
             .ok_or_else(|| KernelError::Load("the programs are attached already".into()))?;
-        let maps = WatchMaps::take(ebpf)?;
+        let maps = WatchMaps::of(ebpf)?;
         let awake: Array<MapData, u32> = typed(ebpf, name::EVENTS_AWAKE)?;
-        let events = ebpf
-            .take_map(name::EVENTS)
-            .and_then(|map| RingBuf::try_from(map).ok())
-            .map(|ring| Ring::new(ring, awake));
+        let events = hold(ebpf, name::EVENTS)?;
+        let events = RingBuf::try_from(events).ok();
+        let events = events.map(|ring| Ring::new(ring, awake));
         Ok(Watch {
             features: attach(ebpf),
             events,
@@ -124,7 +129,9 @@ pub(super) fn attach(ebpf: &mut Ebpf) -> Vec<Feature> {
         }
         Ok(())
     });
-    let btf = Btf::from_sys_fs().map_err(|error| error.to_string());
+    let btf = layout::types()
+        .map_err(|error| error.to_string())
+        .and_then(|types| Btf::parse(&types, Endianness::default()).map_err(|e| e.to_string()));
     let mut on_tracepoints = |pairs: &[(&'static str, &str)]| {
         let btf = btf.as_ref().map_err(Clone::clone)?;
         for (number, tracepoint) in pairs {
@@ -190,11 +197,8 @@ fn cgroup2_mount(table: &str) -> Option<&Path> {
 }
 
 impl WatchMaps {
-    fn take(ebpf: &mut Ebpf) -> Result<Self, KernelError> {
-        let connections = match ebpf.take_map(name::CONNECTIONS) {
-            Some(Map::HashMap(data)) => data,
-            _ => return Err(map_error(name::CONNECTIONS, "not in the object")),
-        };
+    fn of(ebpf: &Ebpf) -> Result<Self, KernelError> {
+        let connections = data(ebpf, name::CONNECTIONS)?;
         Ok(Self {
             connections_fd: own(&connections, name::CONNECTIONS)?,
             connections: Map::HashMap(connections)
@@ -253,12 +257,11 @@ impl WatchMaps {
     }
 }
 
-fn typed<T>(ebpf: &mut Ebpf, map: &'static str) -> Result<T, KernelError>
+fn typed<T>(ebpf: &Ebpf, map: &'static str) -> Result<T, KernelError>
 where
     T: TryFrom<Map, Error = aya::maps::MapError>,
 {
-    ebpf.take_map(map)
-        .ok_or_else(|| map_error(map, "not in the object"))?
+    hold(ebpf, map)?
         .try_into()
         .map_err(|error| map_error(map, error))
 }

@@ -31,6 +31,8 @@ pub struct Connection {
     /// Requests that are over, HTTP/1 only.
     over: AtomicU64,
     tunnel: AtomicBool,
+    /// pingora writes.
+    in_parts: AtomicBool,
     refusal: Mutex<Option<Refusal>>,
     waker: Mutex<Option<Waker>>,
     /// Read, and in no request.
@@ -88,6 +90,7 @@ impl Connection {
             begun: AtomicU64::new(0),
             over: AtomicU64::new(0),
             tunnel: AtomicBool::new(false),
+            in_parts: AtomicBool::new(false),
             refusal: Mutex::default(),
             waker: Mutex::default(),
             leftover: AtomicU64::new(0),
@@ -112,6 +115,15 @@ impl Connection {
             Box::new(header),
             Some(Box::new(Arc::clone(self))),
         ))
+    }
+
+    /// From now on pingora writes to it: a head, and each piece of a body, by itself.
+    pub fn is_written_in_parts(&self) {
+        self.in_parts.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn writes_in_parts(&self) -> bool {
+        self.in_parts.load(Ordering::Relaxed)
     }
 
     /// A request's header was passed on.

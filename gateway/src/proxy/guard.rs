@@ -169,6 +169,12 @@ impl Guard {
         matches!(self.phase, Phase::Http2(_))
     }
 
+    fn gather_writes(&mut self) {
+        if self.connection.writes_in_parts() {
+            self.transport.opened_mut().gather_writes();
+        }
+    }
+
     fn head_limits(&self) -> HeadLimits {
         HeadLimits {
             bytes_max: self.limits.header_bytes_max,
@@ -552,6 +558,7 @@ impl AsyncWrite for Guard {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.gather_writes();
         let Poll::Ready(written) = Pin::new(&mut self.transport).poll_write(cx, bytes) else {
             return self.poll_taken(cx).map_ok(|()| 0);
         };
@@ -576,6 +583,7 @@ impl AsyncWrite for Guard {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.gather_writes();
         let Poll::Ready(written) = Pin::new(&mut self.transport).poll_write_vectored(cx, slices)
         else {
             return self.poll_taken(cx).map_ok(|()| 0);
@@ -633,6 +641,12 @@ impl Peek for Guard {
 #[async_trait]
 impl Shutdown for Guard {
     async fn shutdown(&mut self) {
+        // What follows is the end of a plain socket, which says so itself.
+        let ends = matches!(self.transport, Transport::Plain(_));
+        if ends && !matches!(self.phase, Phase::Refused) {
+            let _ = AsyncWriteExt::flush(&mut self.transport).await;
+            return;
+        }
         let _ = AsyncWriteExt::shutdown(&mut self.transport).await;
         if matches!(self.phase, Phase::Refused) {
             let drain = async {
@@ -720,6 +734,13 @@ impl Transport {
         match self {
             Self::Plain(opened) => opened,
             Self::Tls(tls, _) => tls.get_ref().0,
+        }
+    }
+
+    fn opened_mut(&mut self) -> &mut Opened {
+        match self {
+            Self::Plain(opened) => opened,
+            Self::Tls(tls, _) => tls.get_mut().0,
         }
     }
 

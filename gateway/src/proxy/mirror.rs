@@ -7,7 +7,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -41,7 +41,8 @@ const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Sends copies.
 pub struct Mirroring {
-    connector: Connector,
+    /// Made when the first copy is sent: it reads the host's certificates.
+    connector: OnceLock<Connector>,
     under_way: AtomicUsize,
     /// Copies the mirror answered.
     pub sent: AtomicU64,
@@ -78,11 +79,17 @@ impl Lost {
 impl Default for Mirroring {
     fn default() -> Self {
         Self {
-            connector: Connector::new(None),
+            connector: OnceLock::new(),
             under_way: AtomicUsize::new(0),
             sent: AtomicU64::new(0),
             lost: Default::default(),
         }
+    }
+}
+
+impl Mirroring {
+    fn connector(&self) -> &Connector {
+        self.connector.get_or_init(|| Connector::new(None))
     }
 }
 
@@ -207,7 +214,7 @@ async fn send(
         options.alpn = ALPN::H2;
         options.max_h2_streams = 128;
     }
-    let (mut session, reused) = match shared.mirroring.connector.get_http_session(&peer).await {
+    let (mut session, reused) = match shared.mirroring.connector().get_http_session(&peer).await {
         Ok(session) => session,
         Err(_) => {
             held.broke(Instant::now());
@@ -258,7 +265,7 @@ async fn send(
         Some(status) => {
             held.answered(status, Instant::now());
             let idle = peer.idle_timeout();
-            let connector = &shared.mirroring.connector;
+            let connector = shared.mirroring.connector();
             connector.release_http_session(session, &peer, idle).await;
             Some(())
         }

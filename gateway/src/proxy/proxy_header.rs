@@ -25,6 +25,9 @@ const V2_FIXED_LENGTH: usize = 16;
 /// Room for the addresses and type-length-values; more is refused.
 const V2_REST_MAX: usize = 2048;
 
+/// Writes of fewer bytes than a segment holds are gathered, up to that.
+const GATHERED_MAX: usize = 1460;
+
 /// A connection whose first bytes may have been read already.
 #[derive(Debug)]
 pub struct Opened {
@@ -40,6 +43,8 @@ pub struct Opened {
     passed: u64,
     /// While TLS shakes hands.
     records: Option<RecordCutter>,
+    /// Small writes until a flush, where they are gathered; nothing between two flushes.
+    gathered: Option<Vec<u8>>,
 }
 
 /// Whom a header names.
@@ -76,7 +81,42 @@ impl Opened {
             sent: Arc::default(),
             passed: 0,
             records: None,
+            gathered: None,
         }
+    }
+
+    /// From here on small writes are gathered until a flush: for who writes a head and its body
+    /// apart. Whoever writes both at once needs no buffer, and an idle connection has none.
+    pub fn gather_writes(&mut self) {
+        self.gathered.get_or_insert_default();
+    }
+
+    /// Writes what was gathered.
+    fn poll_gathered(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(gathered) = &mut self.gathered else {
+            return Poll::Ready(Ok(()));
+        };
+        while !gathered.is_empty() {
+            let taken = ready!(Pin::new(&mut self.stream).poll_write(cx, gathered))?;
+            if taken == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            gathered.drain(..taken);
+        }
+        *gathered = Vec::new();
+        Poll::Ready(Ok(()))
+    }
+
+    /// Whether so many bytes are to be gathered; otherwise nothing is left to be written before
+    /// them.
+    fn poll_gathers(&mut self, cx: &mut Context<'_>, more: usize) -> Poll<io::Result<bool>> {
+        let Some(gathered) = &self.gathered else {
+            return Poll::Ready(Ok(false));
+        };
+        if gathered.len() + more > GATHERED_MAX {
+            ready!(self.poll_gathered(cx))?;
+        }
+        Poll::Ready(Ok(more < GATHERED_MAX))
     }
 
     /// From here on TLS shakes hands: it is handed one record at a time.
@@ -87,6 +127,10 @@ impl Opened {
     /// The handshake is over. Returns how many bytes of the stream came before what follows it.
     pub fn handshake_is_over(&mut self) -> u64 {
         self.records = None;
+        if self.before.is_empty() {
+            // Or it is there for as long as the connection is.
+            self.before = BytesMut::new();
+        }
         self.passed
     }
 
@@ -283,16 +327,25 @@ impl AsyncWrite for Opened {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let taken = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes))?;
+        let gathers = ready!(self.poll_gathers(cx, bytes.len()))?;
+        let taken = match &mut self.gathered {
+            Some(gathered) if gathers => {
+                gathered.extend_from_slice(bytes);
+                bytes.len()
+            }
+            _ => ready!(Pin::new(&mut self.stream).poll_write(cx, bytes))?,
+        };
         self.sent.fetch_add(taken as u64, Ordering::Relaxed);
         Poll::Ready(Ok(taken))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_gathered(cx))?;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_gathered(cx))?;
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 
@@ -301,7 +354,17 @@ impl AsyncWrite for Opened {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let taken = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, slices))?;
+        let more = slices.iter().map(|slice| slice.len()).sum();
+        let gathers = ready!(self.poll_gathers(cx, more))?;
+        let taken = match &mut self.gathered {
+            Some(gathered) if gathers => {
+                for slice in slices {
+                    gathered.extend_from_slice(slice);
+                }
+                more
+            }
+            _ => ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, slices))?,
+        };
         self.sent.fetch_add(taken as u64, Ordering::Relaxed);
         Poll::Ready(Ok(taken))
     }

@@ -226,7 +226,8 @@ fn measure(site: &Site, axis: Axis, size: u32, rounds: usize, seconds: u64) -> R
         })
     };
     let measured = if axis == Axis::IdleConnections {
-        load::while_idle(site, false, size, work)?
+        let [measured] = load::while_idle(site, false, [size], work)?;
+        measured
     } else {
         work()
     };

@@ -209,26 +209,31 @@ pub(super) fn fresh_connections(
     })?
 }
 
-/// Opens `count` connections, sends one request on each, leaves them idle, and calls `measure`.
-pub(super) fn while_idle<T: Send>(
+/// Opens connections, sends one request on each and leaves them idle; calls `measure` when there are
+/// as many as each of `counts` says, in turn.
+pub(super) fn while_idle<T: Send, const N: usize>(
     site: &Site,
     tls: bool,
-    count: u32,
-    measure: impl FnOnce() -> T + Send,
-) -> Result<T> {
+    counts: [u32; N],
+    measure: impl Fn() -> T + Send,
+) -> Result<[T; N]> {
     let connector = Connector::new(site, tls)?;
     site.hosts.client.run(move || {
         pin_to_processor_1();
         let runtime = runtime()?;
         let mut idle = Vec::new();
-        for _ in 0..count {
-            idle.push(runtime.block_on(connector.get(false))?);
+        let mut measured = Vec::new();
+        for count in counts {
+            while idle.len() < count as usize {
+                idle.push(runtime.block_on(connector.get(false))?);
+            }
+            // What a request needed has been given back by then.
+            std::thread::sleep(Duration::from_secs(1));
+            measured.push(measure());
         }
-        // What a request needed has been given back by then.
-        std::thread::sleep(Duration::from_secs(1));
-        let measured = measure();
         drop(idle);
-        Ok(measured)
+        let measured = measured.try_into();
+        measured.map_err(|_| anyhow::anyhow!("not measured at each number"))
     })?
 }
 

@@ -14,8 +14,9 @@ use super::{accounting, edgemeter, load, machine, results};
 use crate::host::{self, Tool};
 
 const PATIENCE: Duration = Duration::from_secs(30);
-const IDLE_PLAIN: u32 = 2000;
-const IDLE_TLS: u32 = 500;
+/// Idle connections at the first look and at the second.
+const IDLE_PLAIN: [u32; 2] = [1000, 5000];
+const IDLE_TLS: [u32; 2] = [500, 3500];
 
 /// How thorough.
 #[derive(Args, Clone, Debug)]
@@ -160,17 +161,15 @@ pub(super) fn run(options: &Options) -> Result<()> {
             let spawned = Instant::now();
             let process = peer.start(&site)?;
             let outcome = measure(&site, &process, spawned, &cases, seconds, options.full);
-            let (of_cases, mut stands) =
+            let (of_cases, start) =
                 outcome.with_context(|| format!("{}: {}", peer.name(), process.last_words()))?;
             drop(process);
             edgemeter::detach();
-            // In a new process: what plain connections needed and gave back would serve these.
-            let process = peer.start(&site)?;
-            load::first_answer(&site, Instant::now(), PATIENCE)
-                .with_context(|| process.last_words())?;
-            // What only the start needed is given back by then.
-            load::while_idle(&site, true, 50, || ())?;
-            stands.idle_tls_bytes = idle(&site, process.pid(), true, IDLE_TLS)?;
+            let stands = Standing {
+                start,
+                idle_plain_bytes: idle(&site, *peer, false, IDLE_PLAIN)?,
+                idle_tls_bytes: idle(&site, *peer, true, IDLE_TLS)?,
+            };
             standing[peer_index].push(stands);
             for (case_index, sample) in of_cases.into_iter().enumerate() {
                 samples
@@ -178,8 +177,6 @@ pub(super) fn run(options: &Options) -> Result<()> {
                     .or_default()
                     .push(sample);
             }
-            drop(process);
-            edgemeter::detach();
             println!("round {} of {rounds}: {}", round + 1, peer.name());
         }
     }
@@ -196,7 +193,7 @@ fn measure(
     cases: &[&Case],
     seconds: u64,
     full: bool,
-) -> Result<(Vec<Sample>, Standing)> {
+) -> Result<(Vec<Sample>, Duration)> {
     let start = load::first_answer(site, spawned, PATIENCE).context("it does not answer")?;
     let pid = process.pid();
     let mut samples = Vec::new();
@@ -212,21 +209,26 @@ fn measure(
         }
         samples.push(sample.with_context(|| format!("{}: no request was answered", case.name))?);
     }
-    Ok((
-        samples,
-        Standing {
-            start,
-            idle_plain_bytes: idle(site, pid, false, IDLE_PLAIN)?,
-            idle_tls_bytes: 0,
-        },
-    ))
+    Ok((samples, start))
 }
 
-/// Resident bytes that one idle connection more takes.
-fn idle(site: &Site, pid: u32, tls: bool, count: u32) -> Result<u64> {
-    let before = accounting::resident_kib(pid);
-    let during = load::while_idle(site, tls, count, || accounting::resident_kib(pid))?;
-    Ok(during.saturating_sub(before) * 1024 / u64::from(count))
+/// Resident bytes that one idle connection more takes. In a new process: memory that other work
+/// needed and gave back would serve these too, and cost nothing. Between two numbers of connections:
+/// tables and buffers that are filled once are not the connections'.
+fn idle(site: &Site, peer: Peer, tls: bool, counts: [u32; 2]) -> Result<u64> {
+    let process = peer.start(site)?;
+    let measured = grown_by(site, process.pid(), tls, counts);
+    let measured = measured.with_context(|| format!("{}: {}", peer.name(), process.last_words()));
+    drop(process);
+    edgemeter::detach();
+    measured
+}
+
+fn grown_by(site: &Site, pid: u32, tls: bool, counts: [u32; 2]) -> Result<u64> {
+    load::first_answer(site, Instant::now(), PATIENCE)?;
+    let [fewer, more] = load::while_idle(site, tls, counts, || accounting::resident_kib(pid))?;
+    let connections = u64::from(counts[1] - counts[0]);
+    Ok(more.saturating_sub(fewer) * 1024 / connections)
 }
 
 /// None when no request was answered in the time.

@@ -29,14 +29,13 @@ use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use h2::{Reason, server};
 use pingora::{
     protocols::{Digest, Stream},
-    proxy::HttpProxy,
     server::ShutdownWatch,
 };
 
 use super::serve::Lane;
 use crate::{
     config::Limits,
-    proxy::{Gateway, connection::Connection, meter::Tracked},
+    proxy::{connection::Connection, full::Full, meter::Tracked},
 };
 use outbox::Outbox;
 use turn::Turn;
@@ -47,7 +46,7 @@ const MALFORMED_MAX: usize = 32;
 /// A client's connection, as its streams see it.
 struct Client<'c> {
     lane: &'c Lane,
-    proxy: &'c Arc<HttpProxy<Gateway>>,
+    full: &'c Full,
     connection: &'c Arc<Connection>,
     tracked: Option<Tracked>,
     digest: Arc<Digest>,
@@ -60,7 +59,7 @@ impl Lane {
     /// Serves an HTTP/2 connection to its end.
     pub async fn http2(
         &self,
-        proxy: &Arc<HttpProxy<Gateway>>,
+        full: &Full,
         stream: Stream,
         connection: &Arc<Connection>,
         limits: &Limits,
@@ -75,7 +74,7 @@ impl Lane {
         let socket = digest.socket_digest.as_ref();
         let client = Client {
             lane: self,
-            proxy,
+            full,
             connection,
             tracked: socket.and_then(|digest| self.shared.meter.find(digest)),
             digest: Arc::new(digest),

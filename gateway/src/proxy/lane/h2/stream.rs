@@ -61,7 +61,8 @@ impl Client<'_> {
         let digest = Arc::clone(&self.digest);
         let session = Session::new(parts, body, respond, digest);
         let session = ServerSession::new_custom(Box::new(session));
-        self.proxy.process_new_http(session, self.shutdown).await;
+        let proxy = self.full.proxy();
+        proxy.process_new_http(session, self.shutdown).await;
     }
 
     /// None: the request is the full lane's.
