@@ -31,7 +31,7 @@ pub fn examine(config: &Config) -> (String, bool) {
     let mut findings = vec![
         Finding {
             what: "kernel",
-            result: kernel_at_least(5, 15),
+            result: kernel_at_least(5, 15).map(|found| format!("{found}; the least is 5.15")),
             lost: "the programs need Linux 5.15",
             required: true,
         },
@@ -70,6 +70,14 @@ pub fn examine(config: &Config) -> (String, bool) {
             required: true,
         });
         findings.extend(features(&kernel_options(observe)));
+        findings.push(Finding {
+            what: "older sockets",
+            result: kernel::diag::connections()
+                .map(|there| format!("sock_diag lists {} connections", there.len()))
+                .map_err(|error| format!("sock_diag: {error} (CONFIG_INET_DIAG)")),
+            lost: "connections from before the start in the list of connections",
+            required: false,
+        });
         findings.extend(interfaces(&selection(observe)));
         for namespace in &observe.namespaces {
             findings.push(Finding {
@@ -196,7 +204,7 @@ fn programs(options: &Options) -> Result<String, String> {
 /// The socket programs, attached for a moment: each works or fails alone.
 fn features(options: &Options) -> Vec<Finding> {
     match kernel::try_features(options) {
-        // "programs" has said it.
+        // There is no object to try: "programs" has said it.
         Err(_) => Vec::new(),
         Ok(features) => features
             .into_iter()

@@ -351,8 +351,13 @@ pub fn load_for_test(options: &Options) -> Result<(Ebpf, Maps), KernelError> {
 /// See [`KernelError`].
 pub fn try_features(options: &Options) -> Result<Vec<Feature>, KernelError> {
     let object = object::bytes().map_err(KernelError::Object)?;
-    let mut ebpf = load(&object, options, None, &kernel_types())?;
-    Ok(watch::attach(&mut ebpf))
+    let mut ebpf = match load(&object, options, None, &kernel_types()) {
+        Ok(ebpf) => ebpf,
+        Err(error) => return Ok(watch::without(&error.to_string())),
+    };
+    let mut features = watch::attach(&mut ebpf);
+    features.push(watch::tunnels(&mut ebpf));
+    Ok(features)
 }
 
 /// Without them, what depends on kernel structures is off, and says so.

@@ -38,7 +38,12 @@ pub mod tls;
 pub mod token;
 pub mod upstream;
 
-use std::{borrow::Cow, net::SocketAddr, sync::Arc, time::Instant};
+use std::{
+    borrow::Cow,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -145,7 +150,7 @@ impl ResponseCache {
     #[must_use]
     pub fn new(store: Store) -> Self {
         // After this long, waiting requests fetch for themselves.
-        let lock = CacheLock::new_boxed(std::time::Duration::from_secs(10));
+        let lock = CacheLock::new_boxed(Duration::from_secs(10));
         Self {
             store: Box::leak(Box::new(store)),
             lock: Box::leak(lock),
@@ -401,6 +406,11 @@ impl ProxyHttp for Gateway {
         let quality = attempt_quality(peer);
         let meter = &self.shared.meter;
         let mut leg = None;
+        let handshake = digest.filter(|_| !reused).and_then(tls_handshake);
+        if let Some((took, upstream)) = handshake.zip(record.upstream_name()) {
+            let route = record.route.as_deref();
+            self.shared.metrics.tls_handshake(route, upstream, took);
+        }
         if let Some(endpoint) = record.upstream_id()
             && let Some(digest) = digest.and_then(|digest| digest.socket_digest.as_ref())
         {
@@ -582,7 +592,7 @@ impl ProxyHttp for Gateway {
         _body: &mut Option<Bytes>,
         end: bool,
         record: &mut RequestRecord,
-    ) -> Result<Option<std::time::Duration>> {
+    ) -> Result<Option<Duration>> {
         if end && let Some(leg) = record.attempts.last_mut().and_then(|at| at.leg.as_mut()) {
             leg.received_all();
         }
@@ -639,7 +649,7 @@ impl ProxyHttp for Gateway {
         body: &mut Option<Bytes>,
         _end: bool,
         record: &mut RequestRecord,
-    ) -> Result<Option<std::time::Duration>> {
+    ) -> Result<Option<Duration>> {
         let mut wait = None;
         if let Some(body) = body {
             record.body_before_coding += body.len() as u64;
@@ -795,6 +805,13 @@ fn host(request: &RequestHeader) -> Option<&str> {
         .authority()
         .map(http::uri::Authority::as_str)
         .or_else(|| request.headers.get(header::HOST)?.to_str().ok())
+}
+
+/// How long a new connection's TLS handshake took; None where there was none. The socket's own entry
+/// comes first, that of TLS after it.
+fn tls_handshake(digest: &Digest) -> Option<Duration> {
+    let tls = digest.timing_digest.get(1)?.as_ref()?;
+    tls.establishment_duration
 }
 
 /// On whose account a request goes; `header` looks a request header up.

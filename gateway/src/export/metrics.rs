@@ -72,6 +72,12 @@ struct LegLabels {
     route: String,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct TlsLabels {
+    upstream: String,
+    route: String,
+}
+
 /// Classes of status; 0 means that no response was sent.
 const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
 
@@ -106,6 +112,7 @@ pub struct RequestMetrics {
     client_rtt: Histograms<RouteLabel>,
     upstream_rtt: Histograms<UpstreamLabel>,
     handshake: Histograms<LegLabels>,
+    tls_handshake: Histograms<TlsLabels>,
     retransmits: Histograms<LegLabels>,
     connect_failures: Family<UpstreamLabel, Counter>,
     unrouted: Arc<RouteSeries>,
@@ -125,6 +132,7 @@ impl RequestMetrics {
             client_rtt: Family::new_with_constructor(rtts),
             upstream_rtt: Family::new_with_constructor(rtts),
             handshake: Family::new_with_constructor(rtts),
+            tls_handshake: Family::new_with_constructor(durations),
             retransmits: Family::new_with_constructor(frames),
             connect_failures: Family::default(),
             unrouted: Arc::default(),
@@ -170,6 +178,12 @@ impl RequestMetrics {
             Unit::Seconds,
             metrics.handshake.clone(),
         );
+        registry.register_with_unit(
+            "edgemeter_upstream_tls_handshake",
+            "The TLS handshake of each connection to an upstream, by the route of its first request; from the connected socket to the end of the handshake",
+            Unit::Seconds,
+            metrics.tls_handshake.clone(),
+        );
         registry.register(
             "edgemeter_route_retransmits",
             "Frames sent again for each request, by leg and route; told when all is acknowledged or the connection ends",
@@ -189,6 +203,17 @@ impl RequestMetrics {
         for upstream in &config.upstreams {
             let label = UpstreamLabel::new(&upstream.name);
             let _ = self.connect_failures.get_or_create(&label);
+        }
+        for route in &config.routes {
+            for upstream in route.upstreams().map(|index| &config.upstreams[index.0]) {
+                if upstream.tls.is_some() {
+                    let labels = TlsLabels {
+                        upstream: upstream.name.as_str().to_owned(),
+                        route: route.name.as_str().to_owned(),
+                    };
+                    let _ = self.tls_handshake.get_or_create(&labels);
+                }
+            }
         }
     }
 
@@ -255,6 +280,17 @@ impl RequestMetrics {
             })
             .observe(rtt.as_secs_f64());
         }
+    }
+
+    /// A connection to an upstream was made for a request, over TLS. One lookup a connection.
+    pub fn tls_handshake(&self, route: Option<&Route>, upstream: &Name, took: Duration) {
+        let labels = TlsLabels {
+            upstream: upstream.as_str().to_owned(),
+            route: RouteLabel::new(route).route,
+        };
+        self.tls_handshake
+            .get_or_create(&labels)
+            .observe(took.as_secs_f64());
     }
 
     /// A request's part on one connection is over.

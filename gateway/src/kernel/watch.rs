@@ -13,7 +13,9 @@ use std::{
 use aya::{
     Btf, Ebpf, Endianness,
     maps::{Array, HashMap as AyaHashMap, Map, MapData, PerCpuArray, RingBuf},
-    programs::{BtfTracePoint, CgroupAttachMode, CgroupSock, CgroupSockAddr, SockOps},
+    programs::{
+        BtfTracePoint, CgroupAttachMode, CgroupSock, CgroupSockAddr, SchedClassifier, SockOps,
+    },
 };
 use flow_abi::{Connection, DropCount, DropKey, kind, name};
 
@@ -67,6 +69,10 @@ const OWNERS: (&str, &str) = (
     "process, command and cgroup of a connection's local end",
 );
 const RESETS: (&str, &str) = ("resets", "which side reset a connection");
+const TUNNELS: (&str, &str) = (
+    "tunnels",
+    "the bytes of interfaces without an Ethernet header (tun, WireGuard, GRE)",
+);
 const DROPS: (&str, &str) = ("drops", "frames this host dropped, and why");
 
 impl Kernel {
@@ -91,6 +97,34 @@ impl Kernel {
             maps,
             types: self.types.clone(),
         })
+    }
+}
+
+/// All of them, where nothing loads.
+pub(super) fn without(why: &str) -> Vec<Feature> {
+    [LIFE, OWNERS, RESETS, DROPS, TUNNELS]
+        .into_iter()
+        .map(|(name, lost)| Feature {
+            name,
+            lost,
+            result: Err(why.to_owned()),
+        })
+        .collect()
+}
+
+/// The programs for frames that begin with the IP header; those of Ethernet are no feature.
+pub(super) fn tunnels(ebpf: &mut Ebpf) -> Feature {
+    let mut load = || {
+        for bare in [name::INGRESS_BARE, name::EGRESS_BARE] {
+            let program: &mut SchedClassifier = program(ebpf, bare)?;
+            program.load().map_err(text)?;
+        }
+        Ok("programs for frames without an Ethernet header".to_owned())
+    };
+    Feature {
+        name: TUNNELS.0,
+        lost: TUNNELS.1,
+        result: load(),
     }
 }
 

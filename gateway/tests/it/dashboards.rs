@@ -44,6 +44,10 @@ fn every_panel_and_rule_asks_for_metrics_that_exist() {
                     upstream = \"origin\"\n[routes.cache]\n\
                     [[listeners]]\nname = \"fenced\"\naddress = \"127.0.0.1:8099\"\n\
                     access = { deny = [\"192.0.2.0/24\"], kernel = true }\n\
+                    [[upstreams]]\nname = \"vault\"\npeers = [\"127.0.0.1:9\"]\n\
+                    tls = { server_name = \"vault.internal\", authorities = \"cert.pem\" }\n\
+                    [[routes]]\nname = \"vault\"\npath = { prefix = \"/vault\" }\n\
+                    upstream = \"vault\"\n\
                     [tracing]\nendpoint = \"http://127.0.0.1:9\"\n\
                     [[listeners]]\nname = \"ordered\"\naddress = \"[::]:8444\"\n\
                     [listeners.tls.acme]\ndirectory = \"https://127.0.0.1:9/dir\"\n\

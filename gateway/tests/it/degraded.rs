@@ -108,6 +108,15 @@ fn a_wrong_configuration_is_explained_with_its_line() {
     );
 }
 
+/// What can be missing while bytes are counted.
+const FEATURES: [&str; 5] = [
+    "connection_life",
+    "socket_owner",
+    "resets",
+    "drops",
+    "tunnels",
+];
+
 #[test]
 fn the_doctor_names_what_is_missing_and_what_is_lost() {
     let site = Site::start("do", &Setup::default());
@@ -132,6 +141,31 @@ fn the_doctor_names_what_is_missing_and_what_is_lost() {
         fit && said.contains("edge0: Ethernet") && !said.contains("MISSING"),
         "{said}"
     );
+    assert!(said.contains("the least is 5.15"), "{said}");
+    for feature in FEATURES {
+        assert!(said.contains(&format!("ok       {feature}")), "{said}");
+    }
+    // Without the rights: each feature by name, and what is lost without it.
+    let mut weak = site.hosts.gateway.command("setpriv").unwrap();
+    let weak = weak
+        .args(["--bounding-set", "-bpf,-perfmon,-sys_admin,-net_admin"])
+        .arg(env!("CARGO_BIN_EXE_edgemeter"))
+        .args(["doctor", "--config"])
+        .arg(site.config())
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&weak.stdout);
+    let missing = "MISSING  capabilities    without CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON";
+    assert!(!weak.status.success() && told.contains(missing), "{told}");
+    assert!(told.contains("MISSING  programs"), "{told}");
+    for feature in FEATURES {
+        let line = told
+            .lines()
+            .find(|line| line.starts_with(&format!("absent   {feature} ")));
+        let line = line.unwrap_or_else(|| panic!("{feature}: {told}"));
+        let lost = line.split("; lost: ").nth(1);
+        assert!(lost.is_some_and(|lost| !lost.is_empty()), "{line}");
+    }
     let text = std::fs::read_to_string(site.config()).unwrap();
     let other = site.directory.path().join("other.toml");
     std::fs::write(

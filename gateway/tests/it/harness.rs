@@ -169,6 +169,11 @@ impl Site {
         }
     }
 
+    /// Which control group the next process runs in.
+    pub fn within(&mut self, processes: Option<&std::path::Path>) {
+        self.within = processes.map(std::path::Path::to_owned);
+    }
+
     /// The directory that holds the pins of each schema.
     pub fn bpffs(&self) -> &std::path::Path {
         &self.bpffs

@@ -1,14 +1,21 @@
 //! A memory limit, to which the kernel charges the maps: where they do not fit, the gateway serves
-//! and says so.
+//! and says so; where an entry finds no memory, its bytes are in a cell.
 
-use std::path::PathBuf;
+use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    path::PathBuf,
+};
 
 use xtask::{
     load::{self, Protocol},
     netns::GATEWAY_TO_CLIENT,
 };
 
-use crate::harness::{Setup, Site};
+use crate::{
+    flows::{exact, listing},
+    harness::{PLAIN, Setup, Site, assert_equal_to_far_ends},
+};
 
 /// A control group with a memory limit, of whichever hierarchy has the memory controller here.
 /// Declare it before the processes in it: it goes when they have ended.
@@ -54,6 +61,37 @@ impl MemoryGroup {
     fn limit(&self, bytes: u64) {
         let file = self.file("memory.max", "memory.limit_in_bytes");
         std::fs::write(file, bytes.to_string()).unwrap();
+    }
+
+    fn usage(&self) -> u64 {
+        let file = self.file("memory.current", "memory.usage_in_bytes");
+        let text = std::fs::read_to_string(file).unwrap();
+        text.trim().parse().unwrap()
+    }
+
+    /// From now on there is no more than is in use, by the maps: what else there is is given back.
+    fn close(&self) {
+        // Maps of a process that has ended go a while after it.
+        let mut usage = self.usage();
+        loop {
+            std::thread::sleep(std::time::Duration::from_millis(500));
+            let now = self.usage();
+            if now == usage {
+                break;
+            }
+            usage = now;
+        }
+        let (file, word) = if self.unified {
+            ("memory.reclaim", "1G")
+        } else {
+            ("memory.force_empty", "0")
+        };
+        // More than there is: an error, and as much as possible is done. So with a limit of nothing,
+        // for which what processors have put by is collected too.
+        let _ = std::fs::write(self.path.join(file), word);
+        let limit = self.file("memory.max", "memory.limit_in_bytes");
+        let _ = std::fs::write(limit, "0");
+        self.limit(self.usage());
     }
 
     fn processes(&self) -> PathBuf {
@@ -113,4 +151,67 @@ fn maps_that_do_not_fit_the_limit_leave_a_gateway_that_serves_and_says_so() {
         !told.status.success() && said.contains("MISSING  programs") && said.contains("memory.max"),
         "{said}"
     );
+}
+
+/// Requests of so many tenants on one connection.
+fn ask(address: SocketAddr, tenants: std::ops::Range<usize>) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_nodelay(true).unwrap();
+    let mut answer = [0; 4096];
+    for tenant in tenants {
+        let request =
+            format!("GET /small/bytes/100 HTTP/1.1\r\nhost: x\r\nx-tenant: t{tenant}\r\n\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut length = 0;
+        loop {
+            let more = stream.read(&mut answer[length..]).unwrap();
+            assert!(more > 0, "{}", answer[..length].escape_ascii());
+            length += more;
+            let head = answer[..length]
+                .windows(4)
+                .position(|end| end == b"\r\n\r\n");
+            if head.is_some_and(|head| length == head + 4 + 100) {
+                break;
+            }
+        }
+        assert!(answer.starts_with(b"HTTP/1.1 200"));
+    }
+}
+
+#[test]
+fn accounts_that_find_no_memory_leave_their_bytes_in_a_cell() {
+    const TENANTS: usize = 3_000;
+    const PACE: usize = 300;
+    let group = MemoryGroup::make("tight");
+    let setup = Setup {
+        within: Some(group.processes()),
+        ..Setup::default()
+    };
+    let mut site = Site::start("mt", &setup);
+    let captures = site.captures();
+    let address: SocketAddr = (GATEWAY_TO_CLIENT.v4, PLAIN).into();
+    site.hosts.client.run(|| ask(address, 0..20)).unwrap();
+    site.quiet();
+    // The maps stay charged to the group of the process that made them. The next one is outside, so
+    // that memory is refused to the maps and to nothing else.
+    site.end(libc::SIGTERM);
+    site.within(None);
+    group.close();
+    site.launch();
+    for first in (20..TENANTS).step_by(PACE) {
+        let some = first..TENANTS.min(first + PACE);
+        site.hosts.client.run(|| ask(address, some)).unwrap();
+        // Names go to the ledger, and make room for others.
+        std::thread::sleep(std::time::Duration::from_millis(400));
+    }
+    let page = site.quiet();
+    let captures = captures.map(|capture| capture.stop().unwrap());
+    let refused = page.sum("edgemeter_unattributed_bytes_total", |sample| {
+        sample.label("cell") == "accounts_full"
+    });
+    assert!(refused > 0, "every account found memory: {}", group.usage());
+    assert_eq!(page.sum("edgemeter_conservation_gap_bytes", |_| true), 0);
+    assert_eq!(page.sum("edgemeter_ledger_difference_bytes", |_| true), 0);
+    exact(&listing(&site, "0"));
+    assert_equal_to_far_ends(&site.ledger().0, captures);
 }

@@ -23,7 +23,7 @@ use tokio_tungstenite::tungstenite::{
 use crate::local::{Local, example, free, get};
 
 struct Site {
-    _gateway: Local,
+    gateway: Local,
     address: SocketAddr,
 }
 
@@ -57,10 +57,7 @@ fn start_with(
         std::fs::write(directory.join("gateway-key.pem"), key.serialize_pem()).unwrap();
         files(directory);
     });
-    Site {
-        _gateway: gateway,
-        address,
-    }
+    Site { gateway, address }
 }
 
 fn authority() -> CertifiedIssuer<'static, KeyPair> {
@@ -404,12 +401,21 @@ fn an_upstream_is_verified_and_sees_the_gateways_certificate_and_the_client() {
     });
     let (status, _, body) = get(site.address, "/vault", "");
     assert_eq!((status, body.as_str()), (200, "1 certificate"));
+    // Its handshake is in the histogram, under its upstream and route.
+    let page = site.gateway.scrape();
+    let handshakes = page.sum("edgemeter_upstream_tls_handshake_seconds_count", |sample| {
+        sample.label("upstream") == "vault" && sample.label("route") == "vault"
+    });
+    assert_eq!(handshakes, 1);
     let (status, _, body) = get(site.address, "/legacy", "");
     assert_eq!(status, 200);
     assert!(
         body.starts_with("PROXY TCP4 127.0.0.1 127.0.0.1 "),
         "{body}"
     );
+    let page = site.gateway.scrape();
+    let all = page.sum("edgemeter_upstream_tls_handshake_seconds_count", |_| true);
+    assert_eq!(all, 1, "no other upstream has TLS");
     // With authorities of its own (those `start` makes) the gateway does not take that certificate.
     let site = start([free(), free(), vault, legacy_address], |_| {});
     assert_eq!(get(site.address, "/vault", "").0, 502);

@@ -2,11 +2,12 @@
 //!
 //! Real TCP over a veth cable between namespaces, with everything on: the programs on the
 //! interface, the socket programs, the collector. Four questions: what a packet costs
-//! ([`packets`]), what a million flows and fifty thousand new ones a second do ([`scale`]), and
-//! what others take for the same traffic ([`beside`]).
+//! ([`packets`]), what a million flows and fifty thousand new ones a second do ([`scale`]), what an
+//! event waits ([`events`]), and what others take for the same traffic ([`beside`]).
 
 mod accountants;
 mod beside;
+mod events;
 mod frames;
 mod observer;
 mod packets;
@@ -28,7 +29,7 @@ pub struct Options {
     /// Seven rounds of more traffic, instead of three.
     #[arg(long)]
     full: bool,
-    /// Only these parts: packets, scale, beside.
+    /// Only these parts: packets, scale, events, beside.
     #[arg(long, value_name = "PART")]
     only: Vec<Part>,
 }
@@ -40,6 +41,8 @@ pub enum Part {
     Packets,
     /// A million flows, churn, the collector.
     Scale,
+    /// What events wait, and how many are lost.
+    Events,
     /// conntrack, softflowd and pmacctd on the same traffic.
     Beside,
 }
@@ -139,9 +142,10 @@ pub(super) fn run(options: &Options) -> Result<()> {
     let site = Site::start(binary, Some(Site::CONGESTION_CONTROL))?;
     let wanted = |part: Part| options.only.is_empty() || options.only.contains(&part);
     type Measure = fn(&Site, &Amount) -> Result<String>;
-    let parts: [(Part, Measure); 3] = [
+    let parts: [(Part, Measure); 4] = [
         (Part::Packets, packets::measure),
         (Part::Scale, scale::measure),
+        (Part::Events, events::measure),
         (Part::Beside, beside::measure),
     ];
     for (part, measure) in parts {
