@@ -2,26 +2,27 @@
 //!
 //! A view, never the bill: the bill is the ledger.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
-};
+mod cells;
+mod health;
 
-use flow_abi::{Direction, cell};
-use prometheus_client::{
-    collector::Collector,
-    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric},
-    metrics::{counter::ConstCounter, gauge::ConstGauge, info::Info},
-    registry::Unit,
-};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::{
-    class::{ClassId, Classes},
-    config::Prices,
-    kernel::PROTOCOLS,
-    ledger::{Balances, invariants::Breach},
-    owner::{Leg, Owner, OwnerKind, Owners},
-};
+use flow_abi::Direction;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Unit;
+
+use crate::class::{ClassId, Classes};
+use crate::config::Prices;
+use crate::kernel::PROTOCOLS;
+use crate::ledger::Balances;
+use crate::ledger::invariants::Breach;
+use crate::owner::{Leg, Owner, OwnerKind, Owners};
+
+use health::encode_health;
 
 /// What the collector publishes after each tick.
 #[derive(Clone, Debug, Default)]
@@ -108,19 +109,6 @@ struct OwnerLabels {
     class: String,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct CellLabels {
-    interface: String,
-    direction: &'static str,
-    cell: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct InterfaceLabels {
-    interface: String,
-    direction: &'static str,
-}
-
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, EncodeLabelSet)]
 struct CostLabels {
     route: String,
@@ -130,21 +118,6 @@ struct CostLabels {
     direction: &'static str,
     rate: String,
     currency: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ProtocolLabels {
-    protocol: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct StateLabels {
-    state: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct SilenceLabels {
-    longer_than: &'static str,
 }
 
 impl WireMetrics {
@@ -331,206 +304,6 @@ impl WireMetrics {
         };
         Some((labels, price.rate))
     }
-
-    fn encode_cells(
-        &self,
-        out: &mut DescriptorEncoder<'_>,
-        view: &WireView,
-    ) -> Result<(), std::fmt::Error> {
-        let counter = prometheus_client::metrics::MetricType::Counter;
-        let mut totals = out.encode_descriptor(
-            "edgemeter_interface",
-            "Layer-2 bytes the interface moved: the whole of which owners and cells are the parts",
-            Some(&Unit::Bytes),
-            counter,
-        )?;
-        for (interface, direction, number, bytes, _) in view.balances.cells() {
-            if number == cell::TOTAL {
-                let labels = InterfaceLabels {
-                    interface: interface.into(),
-                    direction: word(direction),
-                };
-                ConstCounter::new(bytes.max(0).unsigned_abs())
-                    .encode(totals.encode_family(&labels)?)?;
-            }
-        }
-        let mut cells = out.encode_descriptor(
-            "edgemeter_unattributed",
-            "Layer-2 bytes in no account, by the reason",
-            Some(&Unit::Bytes),
-            counter,
-        )?;
-        for (interface, direction, number, bytes, _) in view.balances.cells() {
-            if number != cell::TOTAL {
-                let labels = CellLabels {
-                    interface: interface.into(),
-                    direction: word(direction),
-                    cell: cell::NAMES[number],
-                };
-                ConstCounter::new(bytes.max(0).unsigned_abs())
-                    .encode(cells.encode_family(&labels)?)?;
-            }
-        }
-        let mut gap = out.encode_descriptor(
-            "edgemeter_ledger_difference",
-            "Owners and cells minus the interface's whole, in the ledger; frames under way while a tick reads cancel out, at rest it is 0",
-            Some(&Unit::Bytes),
-            prometheus_client::metrics::MetricType::Gauge,
-        )?;
-        for (interface, balance) in view.balances.by_interface() {
-            ConstGauge::new(balance.difference())
-                .encode(gap.encode_family(&[("interface", interface)])?)?;
-        }
-        Ok(())
-    }
-}
-
-fn encode_health(out: &mut DescriptorEncoder<'_>, view: &WireView) -> Result<(), std::fmt::Error> {
-    let signed = |value: u64| value.cast_signed();
-    for (name, help, unit, value) in [
-        (
-            "edgemeter_observer_up",
-            "1 when the kernel programs count, 0 when the gateway runs degraded",
-            None,
-            i64::from(view.degraded.is_none()),
-        ),
-        (
-            "edgemeter_ledger_up",
-            "1 when the last tick was committed, 0 when the ledger cannot be written: the kernel keeps counting",
-            None,
-            i64::from(view.ledger_error.is_none()),
-        ),
-        (
-            "edgemeter_ledger_breaches",
-            "Invariants that do not hold in the ledger's balances, beyond frames under way; anything but 0 is a defect",
-            None,
-            i64::try_from(view.breaches.len()).unwrap_or(i64::MAX),
-        ),
-        (
-            "edgemeter_conservation_gap",
-            "Bytes by which the kernel's parts lie outside its totals before and after the reading; anything but 0 is a defect",
-            Some(&Unit::Bytes),
-            signed(view.gap_bytes),
-        ),
-        (
-            "edgemeter_flows",
-            "Flows in the kernel's table",
-            None,
-            signed(view.flows),
-        ),
-    ] {
-        ConstGauge::new(value).encode(out.encode_descriptor(
-            name,
-            help,
-            unit,
-            prometheus_client::metrics::MetricType::Gauge,
-        )?)?;
-    }
-    let mut flows = out.encode_descriptor(
-        "edgemeter_flows_by_protocol",
-        "Flows as of the last whole walk through the kernel's table; quic: port 443, and the first datagram seen had a long header",
-        None,
-        prometheus_client::metrics::MetricType::Gauge,
-    )?;
-    for (protocol, count) in PROTOCOLS.into_iter().zip(view.flows_by_protocol) {
-        let labels = ProtocolLabels { protocol };
-        ConstGauge::new(signed(count)).encode(flows.encode_family(&labels)?)?;
-    }
-    let mut slots = out.encode_descriptor(
-        "edgemeter_connection_slots",
-        "Slots shared with the kernel, by state",
-        None,
-        prometheus_client::metrics::MetricType::Gauge,
-    )?;
-    for (state, value) in [("used", view.slots.0), ("free", view.slots.1)] {
-        ConstGauge::new(signed(value)).encode(slots.encode_family(&StateLabels { state })?)?;
-    }
-    let mut silent = out.encode_descriptor(
-        "edgemeter_silent_connections",
-        "Open connections without a frame for this long; an hour is longer than any timeout: a leaked task",
-        None,
-        prometheus_client::metrics::MetricType::Gauge,
-    )?;
-    for (longer_than, value) in [("1m", view.silent.0), ("1h", view.silent.1)] {
-        let labels = SilenceLabels { longer_than };
-        ConstGauge::new(signed(value)).encode(silent.encode_family(&labels)?)?;
-    }
-    for (name, help, unit, value) in [
-        (
-            "edgemeter_orphan",
-            "Layer-2 bytes on interfaces without cells",
-            Some(&Unit::Bytes),
-            view.orphan_bytes,
-        ),
-        (
-            "edgemeter_ledger_ticks",
-            "Ticks committed to the ledger since start",
-            None,
-            view.ticks,
-        ),
-        (
-            "edgemeter_ledger_commit_failures",
-            "Ticks that could not be committed since start; a later tick posts their bytes",
-            None,
-            view.commit_failures,
-        ),
-        (
-            "edgemeter_ledger_rolled_up_rows",
-            "Rows of the ledger that were added up into coarser ones since start",
-            None,
-            view.rolled_up_rows,
-        ),
-        (
-            "edgemeter_counter_regressions",
-            "Kernel counters that went backwards; anything but 0 is a defect",
-            None,
-            view.regressions,
-        ),
-        (
-            "edgemeter_slots_exhausted",
-            "Connections that found no free slot: their bytes are overhead",
-            None,
-            view.slots_exhausted,
-        ),
-        (
-            "edgemeter_ranges_overwritten",
-            "Ranges overwritten before their bytes were acknowledged",
-            None,
-            view.ranges_overwritten,
-        ),
-        (
-            "edgemeter_handshakes_undivided",
-            "TLS handshakes of more frames than are remembered: the rest is the first request's",
-            None,
-            view.handshakes_undivided,
-        ),
-        (
-            "edgemeter_owner_store_failures",
-            "Requests whose owner could not be stored: their bytes are overhead",
-            None,
-            view.owner_failures,
-        ),
-        (
-            "edgemeter_access_log_lost_lines",
-            "Access log lines lost to a full queue or disk",
-            None,
-            view.access_log_lost,
-        ),
-    ] {
-        ConstCounter::new(value).encode(out.encode_descriptor(
-            name,
-            help,
-            unit,
-            prometheus_client::metrics::MetricType::Counter,
-        )?)?;
-    }
-    let info = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
-    info.encode(out.encode_descriptor(
-        "edgemeter_build",
-        "The running program",
-        None,
-        prometheus_client::metrics::MetricType::Info,
-    )?)
 }
 
 fn family(
