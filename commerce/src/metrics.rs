@@ -6,6 +6,10 @@
 //! reasons) or from the catalogue (currencies), so no client can add time series.
 
 mod growth;
+mod refusal;
+mod registry;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::sync::atomic::AtomicU64;
@@ -16,41 +20,16 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::Registry;
 
 use crate::event::Topic;
-use crate::order::Refusal;
 
 pub use growth::StockTotals;
+pub use refusal::RefusalReason;
+pub use registry::NAMES;
 
 /// The media type of [`Metrics::encode`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
-/// The families of this file as a scrape names them; a test compares this list and that of
-/// [`growth`] with the real output.
-pub const NAMES: &[&str] = &[
-    "commerce_requests_total",
-    "commerce_requests_in_flight",
-    "commerce_request_duration_seconds",
-    "commerce_orders_created_total",
-    "commerce_orders_refused_total",
-    "commerce_order_changes_total",
-    "commerce_revenue_minor_units_total",
-    "commerce_idempotent_replays_total",
-    "commerce_stock_units_deducted_total",
-    "commerce_reads_refused_total",
-    "commerce_writer_queue_commands",
-    "commerce_writer_batch_commands",
-    "commerce_writer_commit_duration_seconds",
-    "commerce_writer_failed_batches_total",
-    "commerce_outbox_waiting_events",
-    "commerce_outbox_oldest_event_age_seconds",
-    "commerce_events_delivered_total",
-    "commerce_event_delivery_failures_total",
-    "commerce_dead_letters_total",
-    "commerce_callbacks_recovered_total",
-    "commerce_gate_admissions_total",
-];
 
 /// Seconds: from a cached read to a request that waited for a busy disk.
 const REQUEST_SECONDS: [f64; 13] = [
@@ -105,81 +84,6 @@ struct OutcomeLabel {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CurrencyLabel {
     currency: String,
-}
-
-/// Why an order was not created; the `reason` label.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RefusalReason {
-    /// Malformed key, tenant, JSON or lines.
-    InvalidRequest,
-    /// The key was used with another body.
-    KeyReused,
-    /// No product has the SKU.
-    UnknownSku,
-    /// Fewer units available than asked for.
-    InsufficientStock,
-    /// The prices have no sum.
-    Total,
-    /// A coupon is unknown or not valid now.
-    Coupon,
-    /// The group has no place for them.
-    Group,
-    /// The order's state, version or payment does not allow the change.
-    State,
-    /// The writer's queue was full, or the writer was gone.
-    Overloaded,
-    /// The storage failed.
-    Storage,
-}
-
-impl RefusalReason {
-    /// Every reason, in the order of the variants.
-    const ALL: [Self; 10] = [
-        Self::InvalidRequest,
-        Self::KeyReused,
-        Self::UnknownSku,
-        Self::InsufficientStock,
-        Self::Total,
-        Self::Coupon,
-        Self::Group,
-        Self::State,
-        Self::Overloaded,
-        Self::Storage,
-    ];
-
-    /// The reason behind a refusal.
-    #[must_use]
-    pub const fn of(refusal: &Refusal) -> Self {
-        match refusal {
-            Refusal::UnknownSku(_) => Self::UnknownSku,
-            Refusal::InsufficientStock { .. } => Self::InsufficientStock,
-            Refusal::Total(_) => Self::Total,
-            Refusal::Coupon(_) => Self::Coupon,
-            Refusal::NotFound
-            | Refusal::Stale { .. }
-            | Refusal::State { .. }
-            | Refusal::PaymentPending
-            | Refusal::RefundQuantity(_)
-            | Refusal::Spent => Self::State,
-        }
-    }
-
-    /// The label value.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::InvalidRequest => "invalid_request",
-            Self::KeyReused => "key_reused",
-            Self::UnknownSku => "unknown_sku",
-            Self::InsufficientStock => "insufficient_stock",
-            Self::Total => "total",
-            Self::Coupon => "coupon",
-            Self::Group => "group",
-            Self::State => "state",
-            Self::Overloaded => "overloaded",
-            Self::Storage => "storage",
-        }
-    }
 }
 
 /// Handles to the counters. Cloning shares them.
@@ -266,120 +170,6 @@ impl Metrics {
         }
         metrics.registry = std::sync::Arc::new(metrics.register());
         metrics
-    }
-
-    fn register(&self) -> Registry {
-        let mut registry = Registry::default();
-        registry.register(
-            "commerce_requests",
-            "Requests answered or cancelled, by route template, method and status class",
-            self.requests.clone(),
-        );
-        registry.register(
-            "commerce_requests_in_flight",
-            "Requests being answered now, this scrape included",
-            self.requests_in_flight.clone(),
-        );
-        registry.register_with_unit(
-            "commerce_request_duration",
-            "Time from a request's head to its answer, by route template",
-            Unit::Seconds,
-            self.request_duration.clone(),
-        );
-        registry.register(
-            "commerce_orders_created",
-            "Orders committed; replays are not counted again",
-            self.orders_created.clone(),
-        );
-        registry.register(
-            "commerce_orders_refused",
-            "Order requests that created nothing, by reason; replays are not counted again",
-            self.orders_refused.clone(),
-        );
-        registry.register(
-            "commerce_order_changes",
-            "Changes of committed orders, by the event they caused",
-            self.order_changes.clone(),
-        );
-        registry.register(
-            "commerce_revenue_minor_units",
-            "Sum of committed order totals in minor units, by currency",
-            self.revenue.clone(),
-        );
-        registry.register(
-            "commerce_idempotent_replays",
-            "Answers replayed for a known idempotency key",
-            self.replays.clone(),
-        );
-        registry.register(
-            "commerce_stock_units_deducted",
-            "Units of stock taken by committed orders",
-            self.units_deducted.clone(),
-        );
-        registry.register(
-            "commerce_reads_refused",
-            "Reads refused because too many already waited for a connection",
-            self.reads_refused.clone(),
-        );
-        registry.register(
-            "commerce_writer_queue_commands",
-            "Commands waiting for the writer now",
-            self.queue_commands.clone(),
-        );
-        registry.register(
-            "commerce_writer_batch_commands",
-            "Commands per transaction of the writer",
-            self.batch_commands.clone(),
-        );
-        registry.register_with_unit(
-            "commerce_writer_commit_duration",
-            "Time of one COMMIT, the synchronous write to the disk included",
-            Unit::Seconds,
-            self.commit_duration.clone(),
-        );
-        registry.register(
-            "commerce_writer_failed_batches",
-            "Transactions of the writer that failed as a whole",
-            self.failed_batches.clone(),
-        );
-        registry.register(
-            "commerce_outbox_waiting_events",
-            "Events of the next batch that a sink was not sent yet, counted up to a batch",
-            self.waiting_events.clone(),
-        );
-        registry.register_with_unit(
-            "commerce_outbox_oldest_event_age",
-            "Age of the oldest event that a sink has not acknowledged, the furthest behind of its kind; 0 without one",
-            Unit::Seconds,
-            self.outbox_lag.clone(),
-        );
-        registry.register(
-            "commerce_events_delivered",
-            "Events that a sink acknowledged; one sent twice counts twice",
-            self.delivered_events.clone(),
-        );
-        registry.register(
-            "commerce_event_delivery_failures",
-            "Requests to a sink that it refused or did not answer",
-            self.failed_deliveries.clone(),
-        );
-        registry.register(
-            "commerce_dead_letters",
-            "Events put aside because a working sink refused them",
-            self.dead_letters.clone(),
-        );
-        registry.register(
-            "commerce_callbacks_recovered",
-            "Payment events found by asking the provider, their callback lost or late",
-            self.callbacks_recovered.clone(),
-        );
-        registry.register(
-            "commerce_gate_admissions",
-            "Orders the Redis gate was asked about, by its answer",
-            self.admissions.clone(),
-        );
-        self.growth.register(&mut registry);
-        registry
     }
 
     /// The OpenMetrics text of all families.
@@ -537,60 +327,5 @@ impl Metrics {
 impl Default for Metrics {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_list_of_names_is_exactly_what_a_scrape_describes() {
-        let metrics = Metrics::new();
-        // A family is described once it has a member.
-        metrics.request_began();
-        metrics.request_ended("/livez", "GET", "2xx", Duration::ZERO);
-        metrics.order_created(1, "CNY".to_owned(), 1);
-        growth::tests::give_every_family_a_member(&metrics);
-        let text = metrics.encode().unwrap();
-        let names: Vec<&str> = NAMES.iter().chain(growth::NAMES).copied().collect();
-        let described: Vec<String> = text
-            .lines()
-            .filter_map(|line| line.strip_prefix("# TYPE "))
-            .filter_map(|line| line.split_once(' '))
-            .map(|(name, kind)| {
-                if kind == "counter" {
-                    format!("{name}_total")
-                } else {
-                    name.to_owned()
-                }
-            })
-            .collect();
-        assert_eq!(described, names);
-        assert!(names.iter().all(|name| name.starts_with("commerce_")));
-        assert_eq!(
-            text.lines()
-                .filter(|line| line.starts_with("# HELP "))
-                .count(),
-            names.len()
-        );
-    }
-
-    #[test]
-    fn an_order_moves_count_revenue_and_units() {
-        let metrics = Metrics::new();
-        metrics.order_created(5998, "CNY".to_owned(), 4);
-        metrics.order_created(2, "CNY".to_owned(), 1);
-        let text = metrics.encode().unwrap();
-        for line in [
-            "commerce_orders_created_total 2",
-            "commerce_revenue_minor_units_total{currency=\"CNY\"} 6000",
-            "commerce_stock_units_deducted_total 5",
-        ] {
-            assert!(
-                text.lines().any(|found| found == line),
-                "{line} not in\n{text}"
-            );
-        }
     }
 }

@@ -3,6 +3,9 @@
 //! Labels come from the campaign file (experiments and variants, which are bounded there) or
 //! from closed sets.
 
+mod process;
+mod registry;
+
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
@@ -11,46 +14,17 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::{Registry, Unit};
 
 use super::Metrics;
 use crate::campaigns::Finding;
-use crate::census::{Census, Kind};
 use crate::command::member::Renewed;
 use crate::experiment::decision::Verdict;
 use crate::experiment::revision::Number;
 use crate::group::State;
 use crate::membership::{Refresh, Renewal};
 
-/// Every family of this file, in the order of a scrape.
 #[cfg(test)]
-pub(super) const NAMES: &[&str] = &[
-    "commerce_deduct_duration_seconds",
-    "commerce_stock_units",
-    "commerce_oversold_skus",
-    "commerce_groups",
-    "commerce_group_joins_total",
-    "commerce_groups_failed_total",
-    "commerce_watcher_messages_total",
-    "commerce_refresh_tokens_total",
-    "commerce_renewals_total",
-    "commerce_forgotten_rows_total",
-    "commerce_campaign_revision",
-    "commerce_campaign_rejections_total",
-    "commerce_campaign_rollbacks_total",
-    "commerce_exposures_total",
-    "commerce_observations_dropped_total",
-    "commerce_experiment_units",
-    "commerce_experiment_lift",
-    "commerce_experiment_win_probability",
-    "commerce_experiment_sample_ratio_p",
-    "commerce_experiment_state",
-    "commerce_first_contentful_paint_seconds",
-    "commerce_tasks",
-    "commerce_task_oldest_age_seconds",
-    "commerce_process_cpu_seconds_total",
-    "commerce_process_resident_bytes",
-];
+pub(super) use registry::NAMES;
 
 /// Seconds: around the target of 18 ms on average and 23 ms for 99 %.
 const DEDUCT_SECONDS: [f64; 13] = [
@@ -194,135 +168,6 @@ impl Growth {
             growth.groups.get_or_create_owned(&StateLabel { state });
         }
         growth
-    }
-
-    pub(super) fn register(&self, registry: &mut Registry) {
-        registry.register_with_unit(
-            "commerce_deduct_duration",
-            "Time from an order's arrival at the store to its commit or refusal",
-            Unit::Seconds,
-            self.deduct_duration.clone(),
-        );
-        registry.register(
-            "commerce_stock_units",
-            "Units of stock over all SKUs, by state",
-            self.stock.clone(),
-        );
-        registry.register(
-            "commerce_oversold_skus",
-            "SKUs whose units are negative or do not sum to what there was; always 0",
-            self.oversold.clone(),
-        );
-        registry.register("commerce_groups", "Groups, by state", self.groups.clone());
-        registry.register(
-            "commerce_group_joins",
-            "Requests to open or join a group, by outcome; replays are not counted again",
-            self.joins.clone(),
-        );
-        registry.register(
-            "commerce_groups_failed",
-            "Groups that ended without enough members; what was paid went back",
-            self.groups_failed.clone(),
-        );
-        registry.register(
-            "commerce_watcher_messages",
-            "Snapshots and hints sent to those who watch groups",
-            self.watcher_messages.clone(),
-        );
-        registry.register(
-            "commerce_refresh_tokens",
-            "Refresh tokens presented, by outcome; reused ones ended their login",
-            self.refreshes.clone(),
-        );
-        registry.register(
-            "commerce_renewals",
-            "Renewals asked for, by outcome; known ones changed nothing",
-            self.renewals.clone(),
-        );
-        registry.register(
-            "commerce_forgotten_rows",
-            "Idempotency keys and events removed because they were too old",
-            self.forgotten.clone(),
-        );
-        registry.register(
-            "commerce_campaign_revision",
-            "The revision of the campaign in force; 0 is the empty one",
-            self.revision.clone(),
-        );
-        registry.register(
-            "commerce_campaign_rejections",
-            "Campaign files refused; what was in force stayed",
-            self.rejections.clone(),
-        );
-        registry.register(
-            "commerce_campaign_rollbacks",
-            "Campaigns rolled back because an experiment did harm",
-            self.rollbacks.clone(),
-        );
-        registry.register(
-            "commerce_exposures",
-            "Times a customer was shown a variant of a running experiment",
-            self.exposures.clone(),
-        );
-        registry.register(
-            "commerce_observations_dropped",
-            "Exposures and outcomes dropped because too many waited to be written",
-            self.observations_dropped.clone(),
-        );
-        registry.register(
-            "commerce_experiment_units",
-            "Customers counted, by experiment and variant",
-            self.units.clone(),
-        );
-        registry.register(
-            "commerce_experiment_lift",
-            "Expected relative lift over the control; 0.01 is one percent",
-            self.lift.clone(),
-        );
-        registry.register(
-            "commerce_experiment_win_probability",
-            "Probability that the variant is better than the control",
-            self.win.clone(),
-        );
-        registry.register(
-            "commerce_experiment_sample_ratio_p",
-            "Chance of so uneven a split between the variants",
-            self.sample_ratio.clone(),
-        );
-        registry.register(
-            "commerce_experiment_state",
-            "0 running, 1 shipped, 2 kept, 3 rolled back, 4 mismatch",
-            self.state.clone(),
-        );
-        registry.register_with_unit(
-            "commerce_first_contentful_paint",
-            "First contentful paint as browsers report it, by whether early hints were used",
-            Unit::Seconds,
-            self.paint.clone(),
-        );
-        registry.register(
-            "commerce_tasks",
-            "Tasks that live now, by kind",
-            self.tasks.clone(),
-        );
-        registry.register_with_unit(
-            "commerce_task_oldest_age",
-            "Age of the oldest task, by kind",
-            Unit::Seconds,
-            self.oldest.clone(),
-        );
-        registry.register_with_unit(
-            "commerce_process_cpu",
-            "Processor time used, user and system",
-            Unit::Seconds,
-            self.cpu.clone(),
-        );
-        registry.register_with_unit(
-            "commerce_process_resident",
-            "Memory in use",
-            Unit::Bytes,
-            self.resident.clone(),
-        );
     }
 }
 
@@ -495,43 +340,12 @@ impl Metrics {
             .get_or_create(&HintedLabel { hinted })
             .observe(after.as_secs_f64());
     }
-
-    /// The tasks and the process as they are.
-    pub fn process(&self, census: &Census) {
-        for kind in Kind::ALL {
-            let (tasks, oldest) = census.count(kind);
-            let labels = KindLabel {
-                kind: kind.as_str(),
-            };
-            gauge(count(tasks), &self.growth.tasks.get_or_create(&labels));
-            gauge(count(oldest), &self.growth.oldest.get_or_create(&labels));
-        }
-        let Some((cpu, resident)) = usage() else {
-            return;
-        };
-        // A counter only rises; the kernel's clock does too.
-        let risen = cpu.saturating_sub(Duration::from_secs_f64(self.growth.cpu.get().max(0.0)));
-        self.growth.cpu.inc_by(risen.as_secs_f64());
-        gauge(count(resident), &self.growth.resident);
-    }
-}
-
-/// Processor time and resident bytes of this process, by the kernel's own account.
-fn usage() -> Option<(Duration, u64)> {
-    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
-    // The name is in parentheses and may contain anything.
-    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-    let field = |at: usize| fields.get(at)?.parse::<u64>().ok();
-    // proc_pid_stat(5): utime and stime are fields 14 and 15, in ticks of 10 ms; rss is
-    // field 24, in pages. The first field here is the third there.
-    let ticks = field(11)?.saturating_add(field(12)?);
-    let resident = field(21)?.saturating_mul(4096);
-    Some((Duration::from_millis(ticks.saturating_mul(10)), resident))
 }
 
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::census::Census;
     use crate::experiment::Metric;
     use crate::experiment::decision::Assessment;
     use crate::experiment::statistics::{Prior, Sample, posterior};
@@ -558,11 +372,5 @@ pub(super) mod tests {
             stored: "running".to_owned(),
             started_at_ms: 0,
         });
-    }
-
-    #[test]
-    fn the_process_knows_its_own_use() {
-        let (_, resident) = usage().unwrap();
-        assert!(resident > 1024 * 1024, "{resident}");
     }
 }
