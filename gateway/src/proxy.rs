@@ -79,7 +79,7 @@ use crate::{
     units::PayloadBytes,
 };
 use alarm::Alarm;
-use answer::{problem, problem_with, redirect, write_whole};
+use answer::{problem, problem_with, redirect};
 use experiment::Assignment;
 use gate::Gate;
 use generation::Generation;

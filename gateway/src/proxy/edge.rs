@@ -1,44 +1,38 @@
 //! What the edge decides about a request before it is routed to an upstream: whose it is, and
 //! whether it may.
 
-use std::{
-    net::IpAddr,
-    sync::{Arc, OnceLock},
-    time::{Duration, Instant},
-};
+mod identity;
+mod rate;
+
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, header};
-use pingora::{
-    Error, ErrorType, Result, http::RequestHeader, http::ResponseHeader, prelude::Session,
-};
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::prelude::Session;
+use pingora::{Error, ErrorType, Result};
 use rustls::ServerConfig;
 
-use super::{
-    Gateway, X_FORWARDED_FOR,
-    connection::{Connection, OnConnection},
-    forward_auth::{About, Answer, Asker},
-    gate::network_of,
-    keys,
-    limit::{Cell, Limiter, Nanos, Verdict},
-    outbound::Outbound,
-    problem_with,
-    record::RequestRecord,
-    route::Route,
-    shared_limit::Store,
-    strict::Refusal,
-    tls::{self, TlsError},
-    token::{self, Claims, Refused, Verifier, bearer},
-    write_whole,
-};
-use crate::{
-    acme::CHALLENGE_PATH,
-    config::{CertificatePart, Config, Name, Policy, RateKey, RateLimit, TenantRule},
-    export::EdgeMetrics,
-};
+use super::answer::{problem_with, write_whole};
+use super::connection::{Connection, OnConnection};
+use super::forward_auth::Asker;
+use super::limit::{Cell, Limiter, Nanos};
+use super::outbound::Outbound;
+use super::record::RequestRecord;
+use super::shared_limit::Store;
+use super::strict::Refusal;
+use super::tls::{self, TlsError};
+use super::token::Verifier;
+use super::{Gateway, X_FORWARDED_FOR, keys};
+use crate::acme::CHALLENGE_PATH;
+use crate::config::{Config, Name, Policy, RateLimit};
+use crate::export::EdgeMetrics;
 
-static RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
-static RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+use rate::{rate_key, tighter};
+
+pub(super) use identity::verified_tenant;
+pub(super) use rate::{Rate, rate_headers};
 
 /// What a generation holds for the edge.
 pub struct Edge {
@@ -272,121 +266,6 @@ impl Gateway {
         Ok(false)
     }
 
-    /// Whether the client was told that it is nobody who may.
-    async fn unknown(
-        &self,
-        session: &mut Session,
-        record: &mut RequestRecord,
-        route: &Route,
-        policy: &Policy,
-    ) -> Result<bool> {
-        let deny = |reason| self.shared.edge.denied(route.name.as_str(), reason);
-        if let Some(Err(refused)) = &record.token {
-            let refused = *refused;
-            deny("token");
-            record.error = Some(format!("denied: {}", refused.reason()));
-            let challenge = match refused {
-                Refused::Missing => "Bearer".to_owned(),
-                _ => format!(
-                    "Bearer error=\"invalid_token\", error_description=\"{}\"",
-                    refused.reason()
-                ),
-            };
-            let header = HeaderValue::from_str(&challenge).ok();
-            let headers: Vec<_> = header
-                .map(|value| (header::WWW_AUTHENTICATE, value))
-                .into_iter()
-                .collect();
-            answer(session, record, 401, "a valid token is needed", &headers).await?;
-            return Ok(true);
-        }
-        let Some(index) = policy.authentication.forward else {
-            return Ok(false);
-        };
-        let asker = Arc::clone(&record.generation.edge.askers[index.0]);
-        let answered = asker
-            .ask(&About {
-                request: session.req_header(),
-                host: record.request.as_ref().map_or("", |line| line.host()),
-                client: record.client_ip,
-                tls: record.connection.as_ref().is_some_and(|c| c.tls.is_some()),
-            })
-            .await;
-        match answered {
-            Answer::Allowed(headers) => {
-                record.vouched = headers;
-                Ok(false)
-            }
-            Answer::Failed(error) => {
-                log::debug!("forward_auth {}: {error}", asker.service().name);
-                if asker.service().allow_on_error {
-                    return Ok(false);
-                }
-                deny("forward_auth_failed");
-                record.error = Some(format!("denied: {} does not answer", asker.service().name));
-                answer(session, record, 503, "it cannot be known who you are", &[]).await?;
-                Ok(true)
-            }
-            Answer::Denied(response) => {
-                deny("forward_auth");
-                record.error = Some(format!("denied: by {}", asker.service().name));
-                pass_on(session, record, response).await?;
-                Ok(true)
-            }
-        }
-    }
-
-    /// What a token says, where the route asks for one. None where it does not, or none is needed
-    /// and there is none.
-    pub(super) fn verify(
-        request: &RequestHeader,
-        record: &RequestRecord,
-    ) -> Option<std::result::Result<Claims, Refused>> {
-        let route = record.route.as_ref()?;
-        let asked = record.generation.config.routes[route.index.0]
-            .policy
-            .authentication;
-        let verifier = &record.generation.edge.verifiers[asked.token?.0];
-        let presented = request.headers.get(header::AUTHORIZATION);
-        let presented = presented
-            .and_then(|value| value.to_str().ok())
-            .and_then(bearer);
-        match presented {
-            Some(token) => Some(verifier.verify(token)),
-            None if asked.token_required => Some(Err(Refused::Missing)),
-            None => None,
-        }
-    }
-
-    /// Headers that say who the client is, in place of those the client wrote itself.
-    pub(super) fn introduce(request: &mut RequestHeader, record: &RequestRecord) -> Result<()> {
-        let Some(route) = &record.route else {
-            return Ok(());
-        };
-        let config = &record.generation.config;
-        let asked = config.routes[route.index.0].policy.authentication;
-        if let Some(index) = asked.token {
-            for (name, header) in &config.tokens[index.0].headers {
-                request.remove_header(header);
-                if let Some(Ok(claims)) = &record.token
-                    && let Some(value) = token::claim(claims, name)
-                    && let Ok(value) = HeaderValue::from_str(&value)
-                {
-                    request.insert_header(header.clone(), value)?;
-                }
-            }
-        }
-        if let Some(index) = asked.forward {
-            for header in &config.forward_auth[index.0].response_headers {
-                request.remove_header(header);
-            }
-            for (header, value) in &record.vouched {
-                request.insert_header(header.clone(), value.clone())?;
-            }
-        }
-        Ok(())
-    }
-
     fn body_bytes_max(&self, policy: &Policy, record: &RequestRecord) -> Option<u64> {
         let listener = &record.generation.config.listeners[self.listener.0];
         policy
@@ -415,28 +294,6 @@ impl Gateway {
     }
 }
 
-/// The tenant that the connection or a verified token names; None where nothing was verified.
-pub(super) fn verified_tenant(rule: &TenantRule, record: &RequestRecord) -> Option<Box<str>> {
-    let named = match rule {
-        TenantRule::Certificate { part, .. } => {
-            let tls = record.connection.as_ref().and_then(|c| c.tls.as_ref());
-            let identity = tls.and_then(|tls| tls.identity.as_ref())?;
-            match part {
-                CertificatePart::Name => identity.name(),
-                CertificatePart::AlternativeName => identity.alternative_name.as_deref(),
-                CertificatePart::CommonName => identity.common_name.as_deref(),
-            }
-            .map(str::to_owned)
-        }
-        TenantRule::Claim { claim, .. } => match &record.token {
-            Some(Ok(claims)) => token::claim(claims, claim),
-            _ => None,
-        },
-        _ => None,
-    };
-    named.filter(|name| Name::is_valid(name)).map(Into::into)
-}
-
 /// Whether the client does. The session may be pingora's or of our own making.
 pub(super) fn speaks_http2(session: &Session) -> bool {
     session.req_header().version == http::Version::HTTP_2
@@ -445,86 +302,6 @@ pub(super) fn speaks_http2(session: &Session) -> bool {
 fn declared_length(request: &RequestHeader) -> Option<u64> {
     let length = request.headers.get(header::CONTENT_LENGTH)?;
     length.to_str().ok()?.parse().ok()
-}
-
-fn rate_key(limit: &RateLimit, request: &RequestHeader, record: &RequestRecord) -> String {
-    match &limit.key {
-        RateKey::Route => String::new(),
-        RateKey::Tenant => record.tenant.to_string(),
-        RateKey::Client => record
-            .client_ip
-            .map(network_of)
-            .as_ref()
-            .map_or_else(String::new, IpAddr::to_string),
-        RateKey::Header(name) => request
-            .headers
-            .get(name)
-            .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
-            .unwrap_or_default(),
-    }
-}
-
-/// The limit a client is closest to.
-#[derive(Clone, Debug)]
-pub(super) struct Rate {
-    name: Name,
-    requests: u64,
-    period: Duration,
-    verdict: Verdict,
-}
-
-fn tighter(before: Option<Rate>, limit: &RateLimit, verdict: Verdict) -> Rate {
-    match before {
-        Some(before) if verdict.allowed && before.verdict.remaining <= verdict.remaining => before,
-        _ => Rate {
-            name: limit.name.clone(),
-            requests: limit.requests.get(),
-            period: limit.period,
-            verdict,
-        },
-    }
-}
-
-/// RateLimit and RateLimit-Policy (draft-ietf-httpapi-ratelimit-headers), and Retry-After where
-/// the request did not pass.
-pub(super) fn rate_headers(record: &RequestRecord) -> Vec<(HeaderName, HeaderValue)> {
-    let Some(rate) = &record.rate else {
-        return Vec::new();
-    };
-    let up = |wait: Duration| wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-    let (remaining, wait) = (rate.verdict.remaining, up(rate.verdict.wait));
-    let name = &rate.name;
-    let mut headers = vec![
-        (
-            RATE_LIMIT.clone(),
-            format!("\"{name}\";r={remaining};t={wait}"),
-        ),
-        (
-            RATE_LIMIT_POLICY.clone(),
-            format!("\"{name}\";q={};w={}", rate.requests, rate.period.as_secs()),
-        ),
-    ];
-    if !rate.verdict.allowed {
-        headers.push((header::RETRY_AFTER, wait.max(1).to_string()));
-    }
-    let valid = |(name, value): (HeaderName, String)| Some((name, value.parse().ok()?));
-    headers.into_iter().filter_map(valid).collect()
-}
-
-/// The answer of a forward authentication service is the client's.
-async fn pass_on(
-    session: &mut Session,
-    record: &mut RequestRecord,
-    response: http::Response<Bytes>,
-) -> Result<()> {
-    let (parts, body) = response.into_parts();
-    let mut header = ResponseHeader::build(parts.status, Some(parts.headers.len() + 1))?;
-    for (name, value) in &parts.headers {
-        header.append_header(name.clone(), value.clone())?;
-    }
-    header.insert_header(header::CONTENT_LENGTH, body.len())?;
-    record.status = parts.status.as_u16();
-    write_whole(session, record, header, body).await
 }
 
 async fn answer(
