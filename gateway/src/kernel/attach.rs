@@ -97,7 +97,7 @@ pub(super) fn attach(
         AttachMode::Clsact => {
             for direction in ["ingress", "egress"] {
                 if let Some(pins) = pins {
-                    let _ = std::fs::remove_file(pins.link(pinned, direction));
+                    take_off(&pins.link(pinned, direction));
                 }
             }
         }
@@ -118,7 +118,7 @@ pub(super) fn attach(
     if device.framing == Framing::Loopback
         && let Some(pins) = pins
     {
-        let _ = std::fs::remove_file(pins.link(pinned, "ingress"));
+        take_off(&pins.link(pinned, "ingress"));
     }
     for attach_type in wanted.iter().copied() {
         let (direction, ethernet, bare) = match attach_type {
@@ -211,38 +211,54 @@ fn replace(program: &mut SchedClassifier, pin: &Path, ifindex: u32) -> Result<()
     Ok(())
 }
 
-/// The interface a pinned TCX link is on; 0 when its device is gone. aya does not tell.
-fn link_ifindex(pin: &Path) -> io::Result<u32> {
+/// Takes a pinned TCX link off its interface, if there is one, and its pin away. Without the pin alone
+/// the kernel lets go of the link when it finds the time, and frames would be counted twice until then.
+fn take_off(pin: &Path) {
+    match pinned_link(pin) {
+        Ok(link) => {
+            if let Err(error) = detach(&link) {
+                log::warn!("{}: cannot be detached at once: {error}", pin.display());
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+        Err(error) => log::warn!("{}: {error}", pin.display()),
+    }
+    let _ = std::fs::remove_file(pin);
+}
+
+/// The arm of `union bpf_attr` for `BPF_OBJ_GET`.
+#[repr(C)]
+struct ObjectAttr {
+    path: u64,
+    fd: u32,
+    flags: u32,
+    path_fd: u32,
+    padding: u32,
+}
+
+/// The arm for `BPF_OBJ_GET_INFO_BY_FD`.
+#[repr(C)]
+struct InfoAttr {
+    fd: u32,
+    len: u32,
+    info: u64,
+}
+
+/// `struct bpf_link_info`, its TCX arm.
+#[repr(C)]
+#[derive(Default)]
+struct LinkInfo {
+    kind: u32,
+    id: u32,
+    program_id: u32,
+    padding: u32,
+    ifindex: u32,
+    attach_type: u32,
+}
+
+fn pinned_link(pin: &Path) -> io::Result<OwnedFd> {
     use std::os::unix::ffi::OsStrExt as _;
     const BPF_OBJ_GET: libc::c_int = 7;
-    const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
-    /// The object arm of `union bpf_attr`.
-    #[repr(C)]
-    struct ObjectAttr {
-        path: u64,
-        fd: u32,
-        flags: u32,
-        path_fd: u32,
-        padding: u32,
-    }
-    /// `struct bpf_link_info`, its TCX arm.
-    #[repr(C)]
-    #[derive(Default)]
-    struct LinkInfo {
-        kind: u32,
-        id: u32,
-        program_id: u32,
-        padding: u32,
-        ifindex: u32,
-        attach_type: u32,
-    }
-    /// The info arm of `union bpf_attr`.
-    #[repr(C)]
-    struct InfoAttr {
-        fd: u32,
-        len: u32,
-        info: u64,
-    }
     let path = CString::new(pin.as_os_str().as_bytes())?;
     let attr = ObjectAttr {
         path: path.as_ptr() as u64,
@@ -252,38 +268,49 @@ fn link_ifindex(pin: &Path) -> io::Result<u32> {
         padding: 0,
     };
     // SAFETY: the object arm of bpf_attr with a NUL-terminated path.
-    let fd = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_OBJ_GET,
-            &raw const attr,
-            size_of::<ObjectAttr>(),
-        )
-    };
-    let Some(fd) = i32::try_from(fd).ok().filter(|fd| *fd >= 0) else {
-        return Err(io::Error::last_os_error());
-    };
+    let fd = unsafe { bpf(BPF_OBJ_GET, &attr) }?;
     // SAFETY: a descriptor the kernel has just given us.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The interface a pinned TCX link is on; 0 when its device is gone. aya does not tell.
+fn link_ifindex(pin: &Path) -> io::Result<u32> {
+    const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+    let link = pinned_link(pin)?;
     let mut info = LinkInfo::default();
     let attr = InfoAttr {
-        fd: fd.as_raw_fd().unsigned_abs(),
+        fd: link.as_raw_fd().unsigned_abs(),
         len: u32::try_from(size_of::<LinkInfo>()).unwrap_or(0),
         info: (&raw mut info) as u64,
     };
     // SAFETY: the info arm of bpf_attr; the kernel writes at most `len` bytes.
+    unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &attr) }?;
+    Ok(info.ifindex)
+}
+
+/// The link is off its interface when this returns.
+fn detach(link: &OwnedFd) -> io::Result<()> {
+    const BPF_LINK_DETACH: libc::c_int = 34;
+    let link = link.as_raw_fd();
+    // SAFETY: this arm of bpf_attr is the descriptor alone.
+    unsafe { bpf(BPF_LINK_DETACH, &link) }.map(|_| ())
+}
+
+/// # Safety
+/// `attr` must be the command's arm of `union bpf_attr`, without a pointer that leads astray.
+unsafe fn bpf<A>(command: libc::c_int, attr: &A) -> io::Result<i32> {
+    // SAFETY: the caller's.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,
-            BPF_OBJ_GET_INFO_BY_FD,
-            &raw const attr,
-            size_of::<InfoAttr>(),
+            command,
+            std::ptr::from_ref(attr),
+            size_of::<A>(),
         )
     };
-    if result == 0 {
-        Ok(info.ifindex)
-    } else {
-        Err(io::Error::last_os_error())
+    match i32::try_from(result) {
+        Ok(result) if result >= 0 => Ok(result),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 
