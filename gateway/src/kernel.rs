@@ -6,7 +6,7 @@
 
 mod array;
 mod attach;
-mod batch;
+pub(crate) mod batch;
 mod classes;
 mod devices;
 pub mod diag;
@@ -21,6 +21,7 @@ mod object;
 mod observer;
 mod pins;
 mod selection;
+mod syscall;
 mod upgrade;
 mod watch;
 

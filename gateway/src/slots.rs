@@ -12,25 +12,23 @@ use std::{
     collections::{HashSet, VecDeque},
     io,
     net::SocketAddr,
-    os::fd::{OwnedFd, RawFd},
+    os::fd::{AsFd as _, OwnedFd, RawFd},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU32, AtomicU64, Ordering, fence},
     },
 };
 
-use flow_abi::{ARRIVALS, Arrival, FlowKey, RANGES, Range, Slot, SocketSlot, closed};
+use flow_abi::{ARRIVALS, Arrival, FlowCounters, FlowKey, RANGES, Range, Slot, SocketSlot, closed};
 use prometheus_client::metrics::histogram::Histogram;
 
 pub(crate) use self::socket::bytes_acked;
 use self::{
     arrivals::Divided,
     memory::Memory,
-    socket::{
-        bpf_lookup_flow, bpf_update_socket, mapped, round_trip_us, socket_cookie, stream_offset,
-    },
+    socket::{mapped, round_trip_us, socket_cookie, stream_offset},
 };
-use crate::{class::ClassId, owner::OwnerId};
+use crate::{class::ClassId, kernel::batch, owner::OwnerId};
 
 /// A closed connection's slot is given away again after this much silence: its last
 /// retransmits must still find their ranges.
@@ -337,7 +335,8 @@ impl Slots {
             slot: index,
             reserved: 0,
         };
-        if let Err(error) = bpf_update_socket(&self.socket_slots, fd, &value) {
+        // The key of socket storage is a descriptor.
+        if let Err(error) = batch::put(self.socket_slots.as_fd(), &fd, &value) {
             log::debug!("no socket storage for fd {fd}: {error}");
             self.retire(index);
             return None;
@@ -397,7 +396,8 @@ impl Slots {
                 protocol: 6,
                 reserved: [0; 3],
             };
-            if let Some(flow) = bpf_lookup_flow(&self.flows, &key) {
+            let found = batch::look_up::<FlowKey, FlowCounters>(self.flows.as_fd(), &key);
+            if let Ok(Some(flow)) = found {
                 let unbound = Claimed {
                     ifindex: *ifindex,
                     class: ClassId(flow.class),

@@ -8,9 +8,10 @@ use std::{
 
 use aya::maps::{MapData, MapType};
 
-use super::{KernelError, PinDirectory, map_error};
-
-const BPF_MAP_CREATE: libc::c_int = 0;
+use super::{
+    KernelError, PinDirectory, map_error,
+    syscall::{bpf, command},
+};
 
 /// The pinned array, made when there is none; one that nobody pins ends with this process.
 pub(super) fn open<V: aya::Pod>(
@@ -57,18 +58,7 @@ fn create(name: &str, value_size: usize, entries: u32) -> io::Result<OwnedFd> {
         *to = from;
     }
     // SAFETY: this is the creation arm of bpf_attr, and the rest of the union is absent.
-    let made = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_MAP_CREATE,
-            &raw mut attr,
-            size_of::<CreateAttr>(),
-        )
-    };
-    let made = i32::try_from(made).map_err(io::Error::other)?;
-    if made < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    let made = unsafe { bpf(command::MAP_CREATE, &mut attr) }?;
     // SAFETY: a descriptor the kernel has just given us.
     Ok(unsafe { OwnedFd::from_raw_fd(made) })
 }

@@ -22,6 +22,7 @@ use super::{
     KernelError, PinDirectory, chain,
     devices::{Device, Framing},
     load_program, program_mut,
+    syscall::{bpf, command},
 };
 
 /// Fixed, so that a later process finds and replaces our filter instead of adding one.
@@ -258,9 +259,8 @@ struct LinkInfo {
 
 fn pinned_link(pin: &Path) -> io::Result<OwnedFd> {
     use std::os::unix::ffi::OsStrExt as _;
-    const BPF_OBJ_GET: libc::c_int = 7;
     let path = CString::new(pin.as_os_str().as_bytes())?;
-    let attr = ObjectAttr {
+    let mut attr = ObjectAttr {
         path: path.as_ptr() as u64,
         fd: 0,
         flags: 0,
@@ -268,50 +268,30 @@ fn pinned_link(pin: &Path) -> io::Result<OwnedFd> {
         padding: 0,
     };
     // SAFETY: the object arm of bpf_attr with a NUL-terminated path.
-    let fd = unsafe { bpf(BPF_OBJ_GET, &attr) }?;
+    let fd = unsafe { bpf(command::OBJ_GET, &mut attr) }?;
     // SAFETY: a descriptor the kernel has just given us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// The interface a pinned TCX link is on; 0 when its device is gone. aya does not tell.
 fn link_ifindex(pin: &Path) -> io::Result<u32> {
-    const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
     let link = pinned_link(pin)?;
     let mut info = LinkInfo::default();
-    let attr = InfoAttr {
+    let mut attr = InfoAttr {
         fd: link.as_raw_fd().unsigned_abs(),
         len: u32::try_from(size_of::<LinkInfo>()).unwrap_or(0),
         info: (&raw mut info) as u64,
     };
     // SAFETY: the info arm of bpf_attr; the kernel writes at most `len` bytes.
-    unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &attr) }?;
+    unsafe { bpf(command::OBJ_GET_INFO_BY_FD, &mut attr) }?;
     Ok(info.ifindex)
 }
 
 /// The link is off its interface when this returns.
 fn detach(link: &OwnedFd) -> io::Result<()> {
-    const BPF_LINK_DETACH: libc::c_int = 34;
-    let link = link.as_raw_fd();
+    let mut link = link.as_raw_fd();
     // SAFETY: this arm of bpf_attr is the descriptor alone.
-    unsafe { bpf(BPF_LINK_DETACH, &link) }.map(|_| ())
-}
-
-/// # Safety
-/// `attr` must be the command's arm of `union bpf_attr`, without a pointer that leads astray.
-unsafe fn bpf<A>(command: libc::c_int, attr: &A) -> io::Result<i32> {
-    // SAFETY: the caller's.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command,
-            std::ptr::from_ref(attr),
-            size_of::<A>(),
-        )
-    };
-    match i32::try_from(result) {
-        Ok(result) if result >= 0 => Ok(result),
-        _ => Err(io::Error::last_os_error()),
-    }
+    unsafe { bpf(command::LINK_DETACH, &mut link) }.map(drop)
 }
 
 fn clsact(

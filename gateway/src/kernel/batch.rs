@@ -6,10 +6,7 @@ use std::{
     os::fd::{AsRawFd, BorrowedFd},
 };
 
-const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
-const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
-const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
-const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
+use super::syscall::{bpf, command};
 
 /// Entries asked for at once. A bucket's entries come together or not at all, so the buffer
 /// doubles when one does not fit.
@@ -138,8 +135,8 @@ impl Walk {
         };
         // SAFETY: keys and values have room for `count` entries of the map's sizes, both cursors
         // are larger than any the kernel writes.
-        let last = match unsafe { attr.call(BPF_MAP_LOOKUP_BATCH) } {
-            Ok(()) => false,
+        let last = match unsafe { bpf(command::MAP_LOOKUP_BATCH, &mut attr) } {
+            Ok(_) => false,
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
             Err(error) => return Err(error),
         };
@@ -162,7 +159,7 @@ pub fn look_up<K: aya::Pod, V: aya::Pod + Default>(
     map: BorrowedFd<'_>,
     key: &K,
 ) -> io::Result<Option<V>> {
-    read_one(BPF_MAP_LOOKUP_ELEM, map, key)
+    read_one(command::MAP_LOOKUP_ELEM, map, key)
 }
 
 /// The same, and the entry is gone: what is added to it until then is in the value.
@@ -173,7 +170,7 @@ pub fn take<K: aya::Pod, V: aya::Pod + Default>(
     map: BorrowedFd<'_>,
     key: &K,
 ) -> io::Result<Option<V>> {
-    read_one(BPF_MAP_LOOKUP_AND_DELETE_ELEM, map, key)
+    read_one(command::MAP_LOOKUP_AND_DELETE_ELEM, map, key)
 }
 
 /// Makes or replaces an entry.
@@ -183,7 +180,7 @@ pub fn take<K: aya::Pod, V: aya::Pod + Default>(
 pub fn put<K: aya::Pod, V: aya::Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
     let mut attr = ElementAttr::of(map, key, std::ptr::from_ref(value) as u64);
     // SAFETY: the caller names the map's own types; the kernel reads both.
-    unsafe { attr.call(BPF_MAP_UPDATE_ELEM) }
+    unsafe { bpf(command::MAP_UPDATE_ELEM, &mut attr) }.map(drop)
 }
 
 fn read_one<K: aya::Pod, V: aya::Pod + Default>(
@@ -194,8 +191,8 @@ fn read_one<K: aya::Pod, V: aya::Pod + Default>(
     let mut value = V::default();
     let mut attr = ElementAttr::of(map, key, std::ptr::from_mut(&mut value) as u64);
     // SAFETY: the caller names the map's own types.
-    match unsafe { attr.call(command) } {
-        Ok(()) => Ok(Some(value)),
+    match unsafe { bpf(command, &mut attr) } {
+        Ok(_) => Ok(Some(value)),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
         Err(error) => Err(error),
     }
@@ -210,24 +207,6 @@ impl ElementAttr {
             ..Self::default()
         }
     }
-
-    /// # Safety
-    /// Key and value must be of the map's sizes.
-    unsafe fn call(&mut self, command: libc::c_int) -> io::Result<()> {
-        // SAFETY: this is the element arm of bpf_attr; the rest is the caller's promise.
-        let result = unsafe {
-            libc::syscall(
-                libc::SYS_bpf,
-                command,
-                std::ptr::from_mut(self),
-                size_of::<Self>(),
-            )
-        };
-        if result == 0 {
-            return Ok(());
-        }
-        Err(io::Error::last_os_error())
-    }
 }
 
 impl BatchAttr {
@@ -236,24 +215,6 @@ impl BatchAttr {
             map_fd: map.as_raw_fd().unsigned_abs(),
             ..Self::default()
         }
-    }
-
-    /// # Safety
-    /// The pointers in it must be what the command reads and writes.
-    unsafe fn call(&mut self, command: libc::c_int) -> io::Result<()> {
-        // SAFETY: this is the batch arm of bpf_attr; the rest is the caller's promise.
-        let result = unsafe {
-            libc::syscall(
-                libc::SYS_bpf,
-                command,
-                std::ptr::from_mut(self),
-                size_of::<Self>(),
-            )
-        };
-        if result == 0 {
-            return Ok(());
-        }
-        Err(io::Error::last_os_error())
     }
 }
 

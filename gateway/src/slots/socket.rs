@@ -1,12 +1,6 @@
 //! What is asked of the kernel about one socket or one flow.
 
-use std::{
-    io,
-    net::IpAddr,
-    os::fd::{AsRawFd as _, OwnedFd, RawFd},
-};
-
-use flow_abi::{FlowCounters, FlowKey, SocketSlot};
+use std::{io, net::IpAddr, os::fd::RawFd};
 
 /// Payload bytes written to a TCP socket so far: what the peer has acknowledged plus what has not
 /// been acknowledged yet. The program counts the same way (`bytes_acked + seq − snd_una`), so a
@@ -92,65 +86,6 @@ pub(crate) fn bytes_acked(fd: RawFd) -> io::Result<u64> {
 /// when it was not measured (a SYN or SYN-ACK had to be sent again).
 pub(super) fn round_trip_us(fd: RawFd) -> u32 {
     tcp_info(fd).map_or(0, |info| info.rtt_us)
-}
-
-/// `union bpf_attr`, the element arm.
-#[repr(C)]
-struct ElemAttr {
-    map_fd: u32,
-    padding: u32,
-    key: u64,
-    value: u64,
-    flags: u64,
-}
-
-/// `BPF_MAP_UPDATE_ELEM` on the per-socket storage: key is the socket's descriptor.
-pub(super) fn bpf_update_socket(map: &OwnedFd, fd: RawFd, value: &SocketSlot) -> io::Result<()> {
-    const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
-    let attr = ElemAttr {
-        map_fd: map.as_raw_fd().unsigned_abs(),
-        padding: 0,
-        key: (&raw const fd) as u64,
-        value: std::ptr::from_ref(value) as u64,
-        flags: 0,
-    };
-    // SAFETY: the element arm of bpf_attr; key and value have the map's sizes.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_MAP_UPDATE_ELEM,
-            &raw const attr,
-            size_of::<ElemAttr>(),
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
-}
-
-/// `BPF_MAP_LOOKUP_ELEM` on the flow table.
-pub(super) fn bpf_lookup_flow(map: &OwnedFd, key: &FlowKey) -> Option<FlowCounters> {
-    const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
-    let mut flow = FlowCounters::default();
-    let attr = ElemAttr {
-        map_fd: map.as_raw_fd().unsigned_abs(),
-        padding: 0,
-        key: std::ptr::from_ref(key) as u64,
-        value: (&raw mut flow) as u64,
-        flags: 0,
-    };
-    // SAFETY: the element arm of bpf_attr; key and value have the map's sizes.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_MAP_LOOKUP_ELEM,
-            &raw const attr,
-            size_of::<ElemAttr>(),
-        )
-    };
-    (result == 0).then_some(flow)
 }
 
 pub(super) fn mapped(address: IpAddr) -> [u8; 16] {
