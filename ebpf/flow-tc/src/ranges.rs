@@ -1,6 +1,6 @@
 //! Which request owns which byte of a sent segment.
 
-use flow_abi::{RANGES, Slot};
+use flow_abi::{RANGES, Range, Slot};
 
 use crate::{
     account::{Wire, ceil_div, credit_tx},
@@ -26,6 +26,17 @@ pub unsafe fn within_newest(slot: *mut Slot, start: u64, wire: &Wire) -> Option<
         {
             return None;
         }
+        Some(count(range, wire))
+    }
+}
+
+/// Adds bytes to a range; returns whose they are.
+///
+/// # Safety
+/// `range` must be in a live map value.
+#[inline(always)]
+unsafe fn count(range: *mut Range, wire: &Wire) -> u32 {
+    unsafe {
         add(&raw mut (*range).wire_bytes, wire.bytes);
         add(&raw mut (*range).payload_bytes, wire.payload);
         add(&raw mut (*range).frames, wire.frames);
@@ -33,7 +44,7 @@ pub unsafe fn within_newest(slot: *mut Slot, start: u64, wire: &Wire) -> Option<
             add(&raw mut (*range).retransmit_payload_bytes, wire.payload);
             add(&raw mut (*range).retransmit_frames, wire.frames);
         }
-        Some(core::ptr::read_volatile(&raw const (*range).owner))
+        core::ptr::read_volatile(&raw const (*range).owner)
     }
 }
 
@@ -73,16 +84,7 @@ pub unsafe fn split(slot: *mut Slot, start: u64, wire: &mut Wire) -> u32 {
         wire.payload = high - low;
         wire.frames = high_frames - low_frames;
         wire.bytes = wire.payload + wire.frames * wire.header_len;
-        let owner = unsafe {
-            add(&raw mut (*range).wire_bytes, wire.bytes);
-            add(&raw mut (*range).payload_bytes, wire.payload);
-            add(&raw mut (*range).frames, wire.frames);
-            if wire.retransmit != 0 {
-                add(&raw mut (*range).retransmit_payload_bytes, wire.payload);
-                add(&raw mut (*range).retransmit_frames, wire.frames);
-            }
-            core::ptr::read_volatile(&raw const (*range).owner)
-        };
+        let owner = unsafe { count(range, wire) };
         rest_bytes -= wire.bytes;
         if credit_tx(owner, wire) != 0 {
             lost_bytes += wire.bytes;
