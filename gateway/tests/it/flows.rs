@@ -1,7 +1,7 @@
 //! `edgemeter flows`: every byte of an interface is in a flow or in a named cell, also after the
 //! gateway has been killed, and also when there are more flows than room.
 
-use std::net::{IpAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use edgemeter::kernel::{Maps, PinDirectory};
@@ -119,6 +119,26 @@ fn datagrams_are_rows_and_quic_is_told_by_its_first_one() {
     }
 }
 
+/// Whoever sends many flows sends them to this one.
+const SINK: (Ipv4Addr, u16) = (GATEWAY_TO_CLIENT.v4, 9_900);
+
+fn sink(site: &Site) -> UdpSocket {
+    let bound = site.hosts.gateway.run(|| UdpSocket::bind(SINK).unwrap());
+    bound.unwrap()
+}
+
+/// A datagram of 100 bytes each.
+fn send_flows(site: &Site, flows: u64) {
+    let sent = site.hosts.client.run(|| {
+        // A flow a socket.
+        for _ in 0..flows {
+            let socket = UdpSocket::bind((GATEWAY_TO_CLIENT.far_v4, 0)).unwrap();
+            socket.send_to(&[0x5a; 100], SINK).unwrap();
+        }
+    });
+    sent.unwrap();
+}
+
 #[test]
 fn more_flows_than_room_are_in_a_cell_to_the_byte() {
     const ROOM: u64 = 1024;
@@ -127,22 +147,8 @@ fn more_flows_than_room_are_in_a_cell_to_the_byte() {
         ..Setup::default()
     };
     let site = Site::start("ff", &setup);
-    let target: IpAddr = GATEWAY_TO_CLIENT.v4.into();
-    let sink = site
-        .hosts
-        .gateway
-        .run(|| UdpSocket::bind((target, 9_900)).unwrap())
-        .unwrap();
-    site.hosts
-        .client
-        .run(|| {
-            // A flow a socket.
-            for _ in 0..3 * ROOM {
-                let socket = UdpSocket::bind((GATEWAY_TO_CLIENT.far_v4, 0)).unwrap();
-                socket.send_to(&[0x5a; 100], (target, 9_900)).unwrap();
-            }
-        })
-        .unwrap();
+    let sink = sink(&site);
+    send_flows(&site, 3 * ROOM);
     site.quiet();
     drop(sink);
     let listing = listing(&site, "0");
@@ -175,23 +181,10 @@ fn a_kill_while_flows_that_are_over_are_taken_away_loses_none() {
         ..Setup::default()
     };
     let mut site = Site::start("fk", &setup);
-    let target: IpAddr = GATEWAY_TO_CLIENT.v4.into();
-    let sink = site
-        .hosts
-        .gateway
-        .run(|| UdpSocket::bind((target, 9_900)).unwrap())
-        .unwrap();
+    let sink = sink(&site);
     let mut in_the_midst = 0;
     for _ in 0..4 {
-        site.hosts
-            .client
-            .run(|| {
-                for _ in 0..ROOM {
-                    let socket = UdpSocket::bind((GATEWAY_TO_CLIENT.far_v4, 0)).unwrap();
-                    socket.send_to(&[0x5a; 100], (target, 9_900)).unwrap();
-                }
-            })
-            .unwrap();
+        send_flows(&site, ROOM);
         let pins = PinDirectory::open(&site.bpffs().to_path_buf()).unwrap();
         let maps = Maps::pinned(&pins).unwrap();
         in_the_midst += u32::from(kill_while_flows_are_taken_away(&mut site, &maps));

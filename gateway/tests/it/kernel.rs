@@ -8,7 +8,7 @@ use edgemeter::{
     class::ClassId,
     kernel::{self, Maps, Options, Reading},
 };
-use flow_abi::{AccountKey, Endpoint, Tally, cell, name, side};
+use flow_abi::{Account, AccountKey, Endpoint, Tally, cell, name, side};
 
 use crate::packets::{Case, cases};
 
@@ -238,14 +238,7 @@ fn a_flow_at_an_endpoint_is_the_gateways() {
     run(&ebpf, name::EGRESS, &data);
     run(&ebpf, name::INGRESS, &data);
     run(&ebpf, name::INGRESS, &bare);
-    let accounts = maps.read().unwrap().accounts;
-    let account = |owner| {
-        accounts[&AccountKey {
-            owner,
-            ifindex: LOOPBACK,
-            class: 0,
-        }]
-    };
+    let account = |owner| account_of(&maps, owner);
     assert_eq!(
         account(7).tx_bytes,
         data.bytes,
@@ -261,6 +254,14 @@ fn a_flow_at_an_endpoint_is_the_gateways() {
         bare.bytes,
         "an acknowledgement is overhead"
     );
+}
+
+fn account_of(maps: &Maps, owner: u32) -> Account {
+    maps.read().unwrap().accounts[&AccountKey {
+        owner,
+        ifindex: LOOPBACK,
+        class: 0,
+    }]
 }
 
 #[test]
@@ -288,14 +289,7 @@ fn owners_whose_tallies_fall_on_one_place_are_both_counted() {
         run(&ebpf, name::EGRESS, &case);
         run(&ebpf, name::INGRESS, &case);
     }
-    let accounts = maps.read().unwrap().accounts;
-    let account = |owner| {
-        accounts[&AccountKey {
-            owner,
-            ifindex: LOOPBACK,
-            class: 0,
-        }]
-    };
+    let account = |owner| account_of(&maps, owner);
     let sent = account(first);
     assert_eq!((sent.tx_bytes, sent.tx_frames), (3 * case.bytes, 3));
     let received = account(second);
