@@ -68,8 +68,8 @@ impl Site {
     }
 
     /// Does not pace. A cable has no queue that congestion control could manage, and bbr, where a
-    /// host has it, sets a timer for each burst that it paces: a third of the time of a large
-    /// answer, in every proxy's account alike.
+    /// host has it, sets a timer for each burst that it paces, which is more than what a proxy does
+    /// with a large answer.
     pub(super) const CONGESTION_CONTROL: &str = "reno";
 
     /// The same origin on the gateway's host, for calls without a hop.
